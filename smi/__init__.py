@@ -1,0 +1,1 @@
+"""Data-free inversion of Vision Transformers."""
