@@ -1,1 +1,24 @@
-"""Data-free inversion of Vision Transformers."""
+"""Data-free inversion of Vision Transformers: dense, sparse (SMI) and patch rebirth (PRI)."""
+
+from .errors import InputError, RunError
+from .forward import forward_sparse
+from .invert import invert, invert_batches
+from .losses import default_losses
+from .schedules import Event, Schedule
+from .settings import Iteration
+from .sparse_images import SparseImages
+from .version import __version__
+
+__all__ = [
+    "Event",
+    "InputError",
+    "Iteration",
+    "RunError",
+    "Schedule",
+    "SparseImages",
+    "__version__",
+    "default_losses",
+    "forward_sparse",
+    "invert",
+    "invert_batches",
+]

@@ -1,0 +1,76 @@
+"""The reference engine: plain autograd through the definitions of the operations, on sequences that are really shorter.
+
+It is the specification: any dtype including float64, any device, nothing fused.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..kernels.attention.reference import attention
+from ..kernels.cls_attention.reference import cls_attention
+from ..kernels.layer_norm.reference import layer_norm
+from ..kernels.linear_gelu.reference import linear_gelu
+from ..kernels.linear_residual.reference import linear_residual
+from ..kernels.patch_embed.reference import patch_embed
+from ..models import Block, Linear, Norm, ViT
+
+
+@dataclass(frozen=True)
+class Output:
+    logits: Tensor  # [B, classes]
+    attention: Tensor  # [B, n], what the CLS token pays to each patch in the last block, mean over heads; no gradient
+
+
+def forward(vit: ViT, images: Tensor, index: Tensor, augmentation: Tensor | None = None) -> Output:
+    """The ViT on the active patches `index` int [B, n] of images [B, C, H, W], rolled and flipped by augmentation int [3] (dy, dx, flip)."""
+    tokens = patch_embed(images, index, vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, augmentation, vit.patch_size)
+    return forward_tokens(vit, tokens)
+
+
+def forward_patches(vit: ViT, patches: Tensor, index: Tensor) -> Output:
+    """The ViT on patches [B, n, C, p, p] that lie at grid cells `index` [B, n], each with its own position embedding."""
+    tokens = F.linear(patches.flatten(2), vit.embed.weight, vit.embed.bias)
+    if vit.position is not None:
+        tokens = tokens + vit.position[index.long()]
+    return forward_tokens(vit, torch.cat([vit.prefix.expand(len(tokens), -1, -1), tokens], dim=1))
+
+
+def forward_tokens(vit: ViT, x: Tensor) -> Output:
+    """Blocks and head on tokens [B, P + n, d], prefix tokens first."""
+    x = _normalise(x, vit.norm_pre)
+    for block in vit.blocks:
+        qkv = _qkv(x, block, vit.num_heads)  # [B, T, 3, H, D]
+        x = linear_residual(attention(qkv), block.proj.weight, block.proj.bias, x, block.scale1)
+        hidden = linear_gelu(_normalise(x, block.norm2), block.fc1.weight, block.fc1.bias, vit.activation)
+        x = linear_residual(hidden, block.fc2.weight, block.fc2.bias, x, block.scale2)
+    with torch.no_grad():
+        _, row = cls_attention(qkv[:, :1, 0], qkv[:, :, 1:])
+    return Output(_classify(vit, _normalise(x, vit.norm)), row[:, vit.num_prefix :])
+
+
+def _normalise(x: Tensor, norm: Norm | None) -> Tensor:
+    return x if norm is None else layer_norm(x, norm.weight, norm.bias, norm.eps)[0]
+
+
+def _qkv(x: Tensor, block: Block, heads: int) -> Tensor:
+    qkv = F.linear(_normalise(x, block.norm1), block.qkv.weight, block.qkv.bias).unflatten(-1, (3, heads, -1))
+    if block.q_norm is None and block.k_norm is None:
+        return qkv
+    q, k, v = qkv.unbind(2)
+    return torch.stack([_normalise(q, block.q_norm), _normalise(k, block.k_norm), v], dim=2)
+
+
+def _classify(vit: ViT, x: Tensor) -> Tensor:
+    if vit.pool == "avg":
+        pooled = [x[:, vit.num_prefix :].mean(1)]
+    else:
+        pooled = [x[:, i] for i in range(len(vit.heads))]
+    logits = [_linear(_normalise(token, vit.fc_norm), head) for token, head in zip(pooled, vit.heads, strict=True)]
+    return torch.stack(logits).mean(0)
+
+
+def _linear(x: Tensor, linear: Linear) -> Tensor:
+    return F.linear(x, linear.weight, linear.bias)

@@ -1,0 +1,177 @@
+"""The inversion loop: pixels optimised against a frozen ViT, patches leaving as the schedule says.
+
+    x <- clip(Adam(x, gradient of  CE(f(aug(x)), y) + a_tv TV(x) + a user's terms  at the active pixels))
+
+Dense, SMI and PRI differ only by their schedule. Pixels of patches that left are frozen: no gradient, no momentum.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from . import engine
+from . import importance as ranking
+from .errors import InputError, RunError
+from .kernels.image_step.reference import image_step
+from .memory import out_of_memory
+from .patches import to_patches
+from .progress import show_progress
+from .schedules import Event
+from .settings import Iteration, Run, prepare
+from .sparse_images import SparseImages
+
+
+def invert(
+    model: nn.Module,
+    *,
+    method: str | None = None,
+    num_images: int,
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: bool = True,
+    **settings,
+) -> SparseImages:
+    """Synthesise `num_images` sparse images from a trained timm ViT, without data.
+
+    method: "dense" (DeepInversion), "smi" (Sparse Model Inversion) or "pri" (Patch Rebirth Inversion). output: a folder to which every finished batch is
+    written at once, so that an interrupted run keeps it; force: replace the images in it. progress: show iteration, it/s, loss, active patches and time left on the
+    terminal. settings: see `invert_batches`. Raises InputError for what cannot be done, RunError where a run fails.
+    """
+    from .storage import Writer
+
+    run, on_iteration = prepare(model, method=method, num_images=num_images, **settings)
+    writer = None if output is None else Writer(output, force=force)
+    parts: list[SparseImages] = []
+    with show_progress(on_iteration, shown=progress) as report:
+        for part in run_batches(run, report):
+            parts.append(part)
+            if writer is not None:
+                writer.add(part)
+    if writer is not None:
+        writer.finish()
+    return SparseImages.cat(parts)
+
+
+def invert_batches(model: nn.Module, *, method: str | None = None, num_images: int, **settings) -> Iterator[SparseImages]:
+    """Like `invert`, one SparseImages per finished batch.
+
+    labels: classes to invert, one per trajectory, cycled when shorter; None draws them from the seed.
+    iterations: updates per batch. batch_size: trajectories per batch.
+    schedule: a `Schedule` of the caller's own, instead of the method's; prune_at, prune_ratio (smi), division (pri): the method's options.
+    importance: "cls_attention", "random" or a function of `importance.Snapshot` that returns scores [B, n].
+    losses: functions of (images, logits, labels) to be summed; None: cross-entropy + tv_weight * total variation.
+    init: [trajectories, C, H, W] normalised pixels to start from; None: Gaussian noise from the seed.
+    augmentation: one (dy, dx, flip) per iteration, in pixels, the same for every batch; None draws them, offsets up to jitter (None: an eighth of each side).
+    flip, mean, std: facts of the training data, None: the model's own. dtype: "float32" or "float64". device: None: a GPU if there is one, else the model's.
+    on_iteration: called with an `Iteration` after each update. seed: of everything drawn.
+    """
+    run, on_iteration = prepare(model, method=method, num_images=num_images, **settings)
+    return run_batches(run, on_iteration)
+
+
+def run_batches(run: Run, on_iteration: Callable[[Iteration], None] | None = None) -> Iterator[SparseImages]:
+    """The batches of a prepared run, one after another."""
+    began = time.perf_counter()
+    starts = range(0, len(run.labels), run.batch_size)
+    left = run.num_images
+    for batch, start in enumerate(starts):
+        trajectories = range(start, min(start + run.batch_size, len(run.labels)))
+
+        def report(iteration, loss, active, images, index, labels, batch=batch):
+            if on_iteration is not None:
+                seconds = time.perf_counter() - began
+                on_iteration(Iteration(batch, len(starts), iteration, run.schedule.iterations, loss, active, seconds, images, index, labels))
+
+        try:
+            part = run_batch(run, trajectories, report)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise out_of_memory(run.vit, run.schedule, run.batch_size) from error
+        part = part[: min(left, len(part))]
+        left -= len(part)
+        yield part
+
+
+def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> SparseImages:
+    """Optimise one batch of trajectories from noise to its finished images."""
+    vit, device = run.vit, run.vit.device
+    labels = run.labels[list(trajectories)].to(device)
+    images = _initial(run, trajectories)
+    moments = torch.zeros_like(images), torch.zeros_like(images)
+    index = torch.arange(vit.num_patches, device=device).expand(len(trajectories), -1)
+    generators = [run.generator("importance", trajectory) for trajectory in trajectories]
+    low, high = (bound.to(images) for bound in vit.valid_range())
+    table = run.table.to(device)
+    emitted: list[tuple[Tensor, Tensor]] = []
+    for stage in run.schedule.stages():
+        for t in range(stage.start, stage.stop):
+            output, loss, grad = _gradient(run, images, index, table[t], labels)
+            if not math.isfinite(loss):
+                raise RunError(f"the loss is {loss} at iteration {t}: the run has diverged or a loss term is undefined there")
+            if t == stage.stop - 1 and stage.event is not None:
+                snapshot = ranking.Snapshot(images.clone(), index, labels, output.logits, output.attention, generators)
+            step = torch.tensor(t + 1, device=device)
+            image_step(images, grad, *moments, step, low, high, index, vit.patch_size, lr=run.lr, betas=run.betas)
+            report(t, loss, stage.active, images, index, labels)
+        if stage.event is not None:
+            index, leaving = _split(run, stage.event, snapshot)
+            if stage.event.fate == "emit":
+                emitted.append((_take(images, leaving, vit.patch_size), leaving))
+    emitted.append((_take(images, index, vit.patch_size), index))
+    return _collect(run, trajectories, emitted)
+
+
+def _gradient(run: Run, images: Tensor, index: Tensor, augmentation: Tensor, labels: Tensor) -> tuple[engine.Output, float, Tensor]:
+    """Forward pass, loss, and gradient of the loss in the pixels."""
+    pixels = images.detach().requires_grad_()
+    output = engine.forward(run.vit, pixels, index, augmentation)
+    loss = sum(term(pixels, output.logits, labels) for term in run.losses)
+    (grad,) = torch.autograd.grad(loss, pixels)
+    return output, float(loss.detach()), grad
+
+
+def _split(run: Run, event: Event, snapshot: ranking.Snapshot) -> tuple[Tensor, Tensor]:
+    """Patches that stay active and patches that leave, each int64 [B, n] ascending."""
+    with torch.no_grad():
+        scores = run.importance(snapshot)
+    if scores.shape != snapshot.index.shape:
+        raise InputError(f"importance must return scores {list(snapshot.index.shape)}, one per active patch, got {list(scores.shape)}")
+    if torch.isnan(scores).any():
+        raise RunError(f"importance gave NaN at iteration {event.iteration}: patches cannot be ranked")
+    leaving, staying = ranking.choose(scores, event.count, highest=event.which == "highest")
+    return snapshot.index.gather(1, staying), snapshot.index.gather(1, leaving)
+
+
+def _take(images: Tensor, index: Tensor, patch_size: int) -> Tensor:
+    """Pixels [B, n, C, p, p] of patches index [B, n], a copy."""
+    patches = to_patches(images, patch_size)
+    return patches[torch.arange(len(images), device=images.device)[:, None], index]
+
+
+def _collect(run: Run, trajectories: range, emitted: list[tuple[Tensor, Tensor]]) -> SparseImages:
+    """The finished images of a batch, those of a trajectory side by side in order of stage."""
+    stages = len(emitted)
+    numbers = torch.arange(trajectories.start, trajectories.stop)
+    return SparseImages(
+        patches=torch.stack([patches for patches, _ in emitted], dim=1).flatten(0, 1).cpu(),
+        index=torch.stack([index for _, index in emitted], dim=1).flatten(0, 1).cpu(),
+        labels=run.labels[list(trajectories)].repeat_interleave(stages),
+        trajectory=numbers.repeat_interleave(stages),
+        stage=torch.arange(stages).repeat(len(numbers)),
+        grid=run.vit.grid,
+        mean=run.vit.mean,
+        std=run.vit.std,
+        provenance=run.provenance,
+    )
+
+
+def _initial(run: Run, trajectories: range) -> Tensor:
+    if run.init is not None:
+        images = run.init[trajectories.start : trajectories.stop].clone()
+    else:
+        shape = (run.vit.channels, *run.vit.image_size)
+        images = torch.stack([torch.randn(shape, generator=run.generator("noise", trajectory), dtype=torch.float64) for trajectory in trajectories])
+    return images.to(run.vit.device, run.dtype)

@@ -1,0 +1,214 @@
+"""The settings of an inversion: checked, completed with the published defaults, and everything random drawn from the seed."""
+
+import datetime
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import augment
+from . import importance as ranking
+from .errors import InputError
+from .losses import TV_WEIGHT, Loss, default_losses
+from .memory import check_memory
+from .models import ViT, describe
+from .schedules import PUBLISHED_ITERATIONS, Schedule, make_schedule
+from .version import __version__
+
+BATCH_SIZE = 128  # trajectories optimised together, the largest batch of the papers
+LEARNING_RATE = 0.25
+BETAS = (0.5, 0.99)
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What `on_iteration` is told after each update."""
+
+    batch: int  # 0-based
+    batches: int
+    iteration: int  # 0-based, of this batch
+    iterations: int
+    loss: float
+    active: int  # patches of each image that took part
+    seconds: float  # since the run began
+    images: Tensor  # [B, C, H, W], normalised pixels, live: clone to keep
+    index: Tensor  # int64 [B, active]
+    labels: Tensor  # int64 [B]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides the images of a run."""
+
+    vit: ViT
+    schedule: Schedule
+    labels: Tensor  # int64 [trajectories]
+    table: Tensor  # int32 [iterations, 3], (dy, dx, flip)
+    losses: Sequence[Loss]
+    importance: Callable[[ranking.Snapshot], Tensor]
+    num_images: int
+    batch_size: int
+    seed: int
+    init: Tensor | None
+    lr: float
+    betas: tuple[float, float]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vit.embed.weight.dtype
+
+    def generator(self, purpose: str, trajectory: int = 0) -> torch.Generator:
+        return generator(self.seed, purpose, trajectory)
+
+
+def generator(seed: int, purpose: str, trajectory: int = 0) -> torch.Generator:
+    """An independent stream of random numbers on the CPU for each purpose and trajectory, whatever the batch size."""
+    words = np.random.SeedSequence([seed, *purpose.encode(), trajectory]).generate_state(2)
+    return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
+
+
+def prepare(
+    model: nn.Module,
+    *,
+    method: str | None = None,
+    num_images: int,
+    labels: Sequence[int] | Tensor | None = None,
+    iterations: int = PUBLISHED_ITERATIONS,
+    batch_size: int = BATCH_SIZE,
+    schedule: Schedule | None = None,
+    prune_at: Sequence[int] | None = None,
+    prune_ratio: float | None = None,
+    division: int | None = None,
+    importance: str | Callable[[ranking.Snapshot], Tensor] = "cls_attention",
+    losses: Sequence[Loss] | None = None,
+    tv_weight: float | None = None,
+    lr: float = LEARNING_RATE,
+    betas: tuple[float, float] = BETAS,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    init: Tensor | None = None,
+    augmentation: Sequence[tuple[int, int, bool]] | None = None,
+    jitter: int | None = None,
+    flip: bool | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    on_iteration: Callable[[Iteration], None] | None = None,
+) -> tuple[Run, Callable[[Iteration], None] | None]:
+    """Check every setting and settle what is drawn; the settings are those of `invert_batches`."""
+    for name, value in (("num_images", num_images), ("batch_size", batch_size), ("iterations", iterations)):
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, got {value}")
+    if losses is not None and tv_weight is not None:
+        raise InputError("pass losses or tv_weight, not both: a list of losses brings its own total variation")
+    vit = describe(model, mean=mean, std=std, flip=flip).to(_device(model, device), _dtype(dtype))
+    _refuse_nan(model)
+    options = {"prune_at": prune_at, "prune_ratio": prune_ratio, "division": division}
+    schedule = _schedule(method, vit, iterations, schedule, options)
+    trajectories = -(-num_images // schedule.images_per_trajectory)
+    if augmentation is None:
+        table = augment.draw(schedule.iterations, vit.image_size, generator(seed, "augmentation"), jitter, vit.flip)
+    else:
+        table = augment.from_rows(augmentation, schedule.iterations)
+    if init is not None and tuple(init.shape) != (trajectories, vit.channels, *vit.image_size):
+        raise InputError(f"init must be {[trajectories, vit.channels, *vit.image_size]}, one image per trajectory, got {list(init.shape)}")
+    run = Run(
+        vit=vit,
+        schedule=schedule,
+        labels=_labels(labels, trajectories, vit.num_classes, seed),
+        table=augment.hold_still(table, schedule.still_iterations()),
+        losses=default_losses(TV_WEIGHT if tv_weight is None else tv_weight) if losses is None else list(losses),
+        importance=ranking.resolve(importance),
+        num_images=num_images,
+        batch_size=min(batch_size, trajectories),
+        seed=seed,
+        init=init,
+        lr=lr,
+        betas=betas,
+    )
+    run.provenance.update(_provenance(run, method, importance, losses, tv_weight, jitter, augmentation))
+    check_memory(run.vit, run.schedule, run.batch_size)
+    return run, on_iteration
+
+
+def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    """The device to run on; raises InputError where it is not to be had."""
+    if device is None:
+        return torch.device("cuda") if torch.cuda.is_available() else next(model.parameters()).device
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device '{device}' cannot be used here: try 'cpu'{' or cuda' if torch.cuda.is_available() else ''}") from error
+    return chosen
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtypes = {"float32": torch.float32, "float64": torch.float64}
+    if name not in dtypes:
+        raise InputError(f"dtype '{name}' is not supported: it must be {' or '.join(dtypes)}")
+    return dtypes[name]
+
+
+def _refuse_nan(model: nn.Module) -> None:
+    bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if bad:
+        raise InputError(f"the model's weights hold NaN or infinity, first in {bad[0]} ({len(bad)} of its tensors): check the checkpoint")
+
+
+def _schedule(method: str | None, vit: ViT, iterations: int, schedule: Schedule | None, options: dict) -> Schedule:
+    if method is None and schedule is None:
+        raise InputError("name a method, dense, smi or pri, or pass a schedule")
+    made = make_schedule(method, vit.num_patches, iterations, **options) if schedule is None else schedule
+    if (made.num_patches, made.iterations) != (vit.num_patches, iterations):
+        raise InputError(
+            f"the schedule is for {made.num_patches} patches and {made.iterations} iterations, but the model has {vit.num_patches} and iterations is {iterations}"
+        )
+    return made
+
+
+def _labels(labels: Sequence[int] | Tensor | None, trajectories: int, classes: int, seed: int) -> Tensor:
+    if labels is None:
+        return torch.randint(classes, (trajectories,), generator=generator(seed, "labels"))
+    given = torch.as_tensor(labels).flatten()
+    if not len(given):
+        raise InputError("labels must name at least one class, or be None to draw them")
+    if given.dtype.is_floating_point or not 0 <= int(given.min()) <= int(given.max()) < classes:
+        raise InputError(f"labels must be whole numbers from 0 to {classes - 1}, the model has {classes} classes; got {sorted(set(given.tolist()))[:10]}")
+    return given.long()[torch.arange(trajectories) % len(given)]
+
+
+def _provenance(run: Run, method, importance, losses, tv_weight, jitter, augmentation) -> dict[str, Any]:
+    """Every setting of the run as JSON."""
+    import timm
+
+    names = [getattr(loss, "__qualname__", repr(loss)) for loss in run.losses]
+    return {
+        "method": method or "custom",
+        "model": run.vit.name,
+        "weights_sha256": run.vit.weight_hash(),
+        "num_images": run.num_images,
+        "batch_size": run.batch_size,
+        "seed": run.seed,
+        "iterations": run.schedule.iterations,
+        "schedule": [asdict(event) for event in run.schedule.events],
+        "importance": importance if isinstance(importance, str) else getattr(importance, "__qualname__", repr(importance)),
+        "losses": names,
+        "tv_weight": (TV_WEIGHT if tv_weight is None else tv_weight) if losses is None else None,
+        "lr": run.lr,
+        "betas": list(run.betas),
+        "jitter": jitter,
+        "flip": run.vit.flip,
+        "init": "noise" if run.init is None else "given",
+        "augmentation": "drawn" if augmentation is None else "given",
+        "dtype": str(run.dtype).removeprefix("torch."),
+        "device": str(run.vit.device),
+        "engine": "reference",
+        "versions": {"smi": __version__, "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,116 @@
+"""Sparse images on disk: numbered safetensors parts and one JSON file that names them.
+
+A part is written under a temporary name, moved, and only then named in the JSON file, which is replaced in one move: whenever a run is killed, the folder
+holds exactly the batches that were finished. Nothing of the caller's own in the folder is ever touched.
+"""
+
+import json
+import os
+import uuid
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .errors import InputError, RunError
+from .sparse_images import TENSORS, SparseImages
+
+MANIFEST = "images.json"
+FORMAT = "smi.SparseImages/1"
+
+
+class Writer:
+    """Writes batches of SparseImages to a folder as they are finished.
+
+    Raises InputError when made if the folder is not empty (with force: holds something else than sparse images) or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, *, force: bool = False):
+        self.folder = Path(folder)
+        self.parts: list[dict] = []
+        self.images = 0
+        self.run = uuid.uuid4().hex[:8]  # part names of different runs never clash, so replacing a result is safe
+        self.provenance: dict = {}
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"output {self.folder} is a file: it must be a folder")
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not force:
+            raise InputError(f"output folder {self.folder} is not empty: choose another, or pass --force (force=True) to replace the images in it")
+        self.replaced = _manifest(self.folder)["parts"] if (self.folder / MANIFEST).exists() else []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe = self.folder / f".{self.run}.tmp"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(f"output folder {self.folder} cannot be written ({error.strerror}): choose another") from error
+
+    def add(self, images: SparseImages) -> None:
+        """Write one finished batch; when this returns it is on disk."""
+        name = f"images-{self.run}-{len(self.parts):05d}.safetensors"
+        tensors = {key: getattr(images, key).cpu().contiguous() for key in TENSORS}
+        meta = {"grid": images.grid, "mean": images.mean, "std": images.std}
+        try:
+            _replace(self.folder / name, lambda path: save_file(tensors, path, metadata={"format": FORMAT, **{k: json.dumps(v) for k, v in meta.items()}}))
+            self.parts.append({"file": name, "images": len(images)})
+            self.images += len(images)
+            self.provenance = images.provenance
+            self._commit(complete=False, **meta)
+        except OSError as error:
+            raise RunError(f"writing to {self.folder} failed ({error.strerror or error}): {self.images} images are kept there") from error
+        for part in self.replaced:
+            (self.folder / part["file"]).unlink(missing_ok=True)
+        self.replaced = []
+        self.meta = meta
+
+    def finish(self) -> None:
+        """Mark the result as complete."""
+        if self.parts:
+            self._commit(complete=True, **self.meta)
+
+    def _commit(self, complete: bool, **meta) -> None:
+        manifest = {"format": FORMAT, "complete": complete, "images": self.images, "parts": self.parts, **meta, "provenance": self.provenance}
+        _replace(self.folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
+
+
+def _replace(path: Path, write) -> None:
+    """Call write(temporary path) and move the result to `path` in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _manifest(folder: Path) -> dict:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{folder} holds no sparse images: there is no {MANIFEST} in it")
+    try:
+        manifest = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{path} is not of format {FORMAT}")
+    if any(Path(part["file"]).name != part["file"] for part in manifest["parts"]):
+        raise InputError(f"{path} names files outside its folder")
+    return manifest
+
+
+def load(folder: str | Path) -> SparseImages:
+    """Read every finished batch; provenance["complete"] says whether the run ended."""
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    try:
+        parts = [load_file(folder / part["file"]) for part in manifest["parts"]]
+    except Exception as error:  # missing or truncated part
+        raise InputError(f"{folder} is damaged: a part named in {MANIFEST} cannot be read ({error})") from error
+    tensors = {key: torch.cat([part[key] for part in parts]) for key in TENSORS}
+    return SparseImages(
+        **tensors,
+        grid=tuple(manifest["grid"]),
+        mean=tuple(manifest["mean"]),
+        std=tuple(manifest["std"]),
+        provenance={**manifest["provenance"], "complete": manifest["complete"]},
+    )
