@@ -1,0 +1,27 @@
+"""Without a GPU, Triton kernels run in Triton's interpreter: the switch must be set before triton is imported."""
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import pytest  # noqa: E402
+
+from tests.kernels import checks  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_poisoned(monkeypatch):
+    """Every test: the same random numbers, NaN in memory that was allocated and not written, no backend from outside."""
+    monkeypatch.delenv("SMI_BACKEND", raising=False)
+    torch.manual_seed(0)
+    with checks.poisoned():
+        yield
+
+
+@pytest.fixture(scope="session")
+def device() -> str:
+    """Where Triton kernels run here: cuda, or the CPU, interpreted."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
