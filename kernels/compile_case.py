@@ -8,7 +8,7 @@ from typing import Any
 class CompileCase:
     """name: "operation/kernel/configuration", unique. types: Triton type of every runtime argument, for example {"p_x": "*bf16", "d": "i32"}.
     constants: value of every constexpr argument. aligned: names of arguments that are multiples of 16, pointers besides (what the launcher sees for
-    the shapes of the usual models)."""
+    the shapes of the usual models). architectures: compute capabilities times 10 for which this configuration ships, None for all."""
 
     name: str
     kernel: Any
@@ -17,6 +17,7 @@ class CompileCase:
     num_warps: int = 4
     num_stages: int = 1
     aligned: tuple[str, ...] = ()
+    architectures: tuple[int, ...] | None = None
 
     def signature(self) -> dict[str, str]:
         """All arguments of the kernel in order, constants marked as such."""

@@ -1,0 +1,20 @@
+"""Files are replaced whole or not at all."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON to `path`, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(json.dumps(value, indent=1) + "\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

@@ -1,0 +1,68 @@
+"""csrc compiled by nvcc for the compile gate: registers, spills and shared memory as ptxas reports them, instruction counts from the disassembly."""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from . import cubin
+
+SOURCES = Path(__file__).parents[1] / "csrc"
+ARCHITECTURES = ("sm_80", "sm_90a")
+FLAGS = ("-std=c++17", "-O3", "-I", str(SOURCES))
+ENTRY = re.compile(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame.*?Used (\d+) registers([^\n]*)", re.S)
+SHARED = re.compile(r"(\d+) bytes smem")
+
+
+def found() -> bool:
+    """Whether nvcc is on the PATH."""
+    return shutil.which("nvcc") is not None
+
+
+def version() -> str:
+    """Version of nvcc, for example 13.0.88."""
+    return re.search(r"V([\d.]+)", cubin.run("nvcc", "--version"))[1]
+
+
+def compile_all() -> dict[str, dict]:
+    """{"csrc/file/kernel": {architecture: facts}} for every kernel of csrc/*.cu."""
+    kernels: dict[str, dict] = {}
+    for source in sorted(SOURCES.glob("*.cu")):
+        for architecture in ARCHITECTURES:
+            for entry, facts in compile_one(source, architecture).items():
+                kernels.setdefault(f"csrc/{source.stem}/{entry}", {})[architecture] = facts
+    return kernels
+
+
+def compile_one(source: Path, architecture: str) -> dict[str, dict]:
+    """Facts of every kernel in one source for one architecture, by demangled name without its arguments."""
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder) / "kernels.cubin"
+        command = ["nvcc", *FLAGS, "-cubin", f"-arch={architecture}", "-Xptxas", "-v", "-o", str(binary), str(source)]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+        text = cubin.run(cubin.tool("cuobjdump"), "-sass", binary)
+    return {short_name(mangled): facts | cubin.instruction_counts(code_of(mangled, text)) for mangled, facts in parse_report(report).items()}
+
+
+def parse_report(report: str) -> dict[str, dict]:
+    """Registers, stack and static shared memory by mangled kernel name, from what ptxas -v prints."""
+    return {
+        mangled: {"registers": int(registers), "stack": int(stack), "shared": int(shared[1]) if (shared := SHARED.search(rest)) else 0}
+        for mangled, stack, registers, rest in ENTRY.findall(report)
+    }
+
+
+def code_of(mangled: str, text: str) -> str:
+    """The part of a disassembly that belongs to one kernel."""
+    parts = re.split(r"Function : (\w+)", text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True)).get(mangled, "")
+
+
+def short_name(mangled: str) -> str:
+    """Demangled kernel name with template arguments, without return type and parameters; the mangled one where no demangler is found."""
+    demangler = shutil.which("cu++filt") or shutil.which("c++filt")
+    if not demangler:
+        return mangled
+    name = cubin.run(demangler, mangled).strip()
+    return re.sub(r"^void |\(anonymous namespace\)::|\((?:int|bool|unsigned int)\)|\([^()]*\)$", "", name)
