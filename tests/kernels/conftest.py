@@ -9,7 +9,10 @@ if not torch.cuda.is_available():
 
 import pytest  # noqa: E402
 
-from tests.kernels import checks  # noqa: E402
+from tests.kernels import checks, interpreter  # noqa: E402
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    interpreter.repair()
 
 
 @pytest.fixture(autouse=True)
