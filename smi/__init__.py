@@ -2,7 +2,7 @@
 
 from .errors import InputError, RunError
 from .forward import forward_sparse
-from .invert import invert, invert_batches
+from .inversion import invert, invert_batches
 from .losses import default_losses
 from .schedules import Event, Schedule
 from .settings import Iteration

@@ -22,9 +22,9 @@ def load_model(
 ) -> nn.Module:
     """A model in evaluation mode.
 
-    name: a timm architecture, or "digits" for the embedded teacher. checkpoint: .safetensors, or .pth/.pt/.bin read as data only; its head decides the number of
-    classes. random_weights: no weights at all, for timing. image_size: height, width in pixels where it differs from the architecture's.
-    Raises InputError for an unknown name or a checkpoint that does not fit, RunError where pretrained weights cannot be had.
+    name: a timm architecture, or "digits" for the embedded teacher. checkpoint: .safetensors, or .pth/.pt/.bin read as data only; its head decides
+    the number of classes. random_weights: no weights at all, for timing. image_size: height, width in pixels where it differs from the
+    architecture's. Raises InputError for an unknown name or a checkpoint that does not fit, RunError where pretrained weights cannot be had.
     """
     if name == EMBEDDED:
         from .teachers import digits
@@ -103,7 +103,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated, not a checkpoint, or holds objects that are not data
-        raise InputError(f"{path} cannot be read as a checkpoint of plain tensors ({type(error).__name__}): save its state_dict with safetensors") from error
+        raise InputError(
+            f"{path} cannot be read as a checkpoint of plain tensors ({type(error).__name__}): save its state_dict with safetensors"
+        ) from error
     for key in CONTAINERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -13,7 +13,8 @@ def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor
     """Logits [M, classes] of a timm ViT on sparse images: CLS and the retained tokens, nothing else.
 
     images: SparseImages, or (patches [M, n, C, p, p], index [M, n]) as its dataset gives them. batch_size: images at a time. Differentiable in the
-    model's weights and the patches where gradients are enabled; dropout and stochastic depth are off. Raises InputError where the patches do not fit the model.
+    model's weights and the patches where gradients are enabled; dropout and stochastic depth are off. Raises InputError where the patches do not fit
+    the model.
     """
     patches, index = (images.patches, images.index) if isinstance(images, SparseImages) else images
     vit = describe(model, frozen=not torch.is_grad_enabled())

@@ -57,7 +57,8 @@ def available_memory(device: torch.device) -> int:
 
 
 def fitting_batch(vit: ViT, schedule: Schedule, available: int) -> int:
-    """The largest batch of trajectories whose first stage, the widest, fits into `available` bytes beside the weights, which are already there; 0 if none."""
+    """The largest batch of trajectories whose first stage, the widest, fits into `available` bytes beside the weights, which are already there; 0 if
+    none."""
     one, two = (step_memory(vit, batch, schedule.num_patches) for batch in (1, 2))
     each = two.total - one.total
     return max(0, (available - (one.total - one.weights - each)) // each)
@@ -74,9 +75,11 @@ def check_memory(vit: ViT, schedule: Schedule, batch: int) -> None:
 def out_of_memory(vit: ViT, schedule: Schedule, batch: int, available: int | None = None) -> RunError:
     """The error that says which batch size fits."""
     if available is None:
-        torch.cuda.empty_cache() if vit.device.type == "cuda" else None
+        if vit.device.type == "cuda":
+            torch.cuda.empty_cache()
         available = available_memory(vit.device)
     fits = min(fitting_batch(vit, schedule, available), batch - 1)
     need = step_memory(vit, batch, schedule.num_patches)
     advice = f"about {fits} fit: pass batch_size={fits} (--batch-size {fits})" if fits else "not even one fits: use another device or a smaller model"
-    return RunError(f"out of memory: a batch of {batch} trajectories needs {need.total / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free on {vit.device}; {advice}")
+    sizes = f"needs {need.total / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free on {vit.device}"
+    return RunError(f"out of memory: a batch of {batch} trajectories {sizes}; {advice}")

@@ -1,7 +1,7 @@
 """A frozen description of a timm Vision Transformer, read from its modules.
 
-Nothing of the model is patched or copied: the description holds its weights (detached unless asked otherwise) and the few facts that the engine needs. Whatever
-would make `engine` compute something else than the model does is refused with the reason.
+Nothing of the model is patched or copied: the description holds its weights (detached unless asked otherwise) and the few facts that the engine
+needs. Whatever would make `engine` compute something else than the model does is refused with the reason.
 """
 
 import hashlib
@@ -131,13 +131,14 @@ def describe(
     """Read a timm `VisionTransformer` or `VisionTransformerDistilled`.
 
     mean, std, flip: normalisation statistics of the training images and whether mirror images keep their class; None takes them from the model's
-    `pretrained_cfg`. frozen: detach the weights; False keeps them in the autograd graph, to train a student. Raises InputError for what is not supported.
+    `pretrained_cfg`. frozen: detach the weights; False keeps them in the autograd graph, to train a student. Raises InputError for what is not
+    supported.
     """
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
     if type(model) not in (VisionTransformer, VisionTransformerDistilled):
-        raise InputError(f"{type(model).__name__} is not supported: pass a timm VisionTransformer or distilled DeiT with a CLS token and learned position embeddings")
+        raise InputError(f"{type(model).__name__} is not supported: pass a timm VisionTransformer or distilled DeiT with a CLS token")
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
     refuse_unsupported(model, name)
     take = (lambda p: None if p is None else p.detach()) if frozen else (lambda p: p)
@@ -270,8 +271,8 @@ def _statistics(channels: int, mean, std) -> tuple[tuple[float, ...], tuple[floa
     """Per-channel mean and std as tuples of `channels` floats; raises InputError where they do not fit the model."""
     for name, values in (("mean", mean), ("std", std)):
         if values is None or len(values) != channels:
-            given = "none" if values is None else len(values)
-            raise InputError(f"the model has {channels} channel{'s' * (channels > 1)} but {given} value(s) of {name} are known: pass {name}= with {channels} value(s)")
+            given = "no" if values is None else len(values)
+            raise InputError(f"the model has {channels} channels, but {given} values of {name} are known: pass {name}= with {channels} values")
     if min(std) <= 0:
         raise InputError(f"std must be positive, got {tuple(std)}")
     return tuple(map(float, mean)), tuple(map(float, std))

@@ -8,7 +8,9 @@ from .settings import Iteration
 
 
 @contextmanager
-def show_progress(on_iteration: Callable[[Iteration], None] | None, shown: bool = True, title: str = "inverting") -> Iterator[Callable[[Iteration], None]]:
+def show_progress(
+    on_iteration: Callable[[Iteration], None] | None, shown: bool = True, title: str = "inverting"
+) -> Iterator[Callable[[Iteration], None]]:
     """A callback that draws the progress on stderr, where that is a terminal, and passes each `Iteration` on."""
     if not (shown and sys.stderr.isatty()):
         yield on_iteration or (lambda iteration: None)

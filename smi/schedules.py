@@ -53,7 +53,8 @@ class Schedule:
             if not last < event.iteration <= self.iterations:
                 raise InputError(f"events must come in order at distinct iterations from 1 to {self.iterations}: {event.iteration} follows {last}")
             if not 1 <= event.count < active:
-                raise InputError(f"the event at iteration {event.iteration} takes {event.count} of {active} active patches: it must take at least 1 and leave at least 1")
+                taken = f"{event.count} of {active} active patches"
+                raise InputError(f"the event at iteration {event.iteration} takes {taken}: it must take at least 1 and leave at least 1")
             active, last = active - event.count, event.iteration
             sizes |= {event.count} if event.fate == "emit" else set()
         if sizes | {active} != {active}:

@@ -166,9 +166,8 @@ def _schedule(method: str | None, vit: ViT, iterations: int, schedule: Schedule 
         raise InputError("name a method, dense, smi or pri, or pass a schedule")
     made = make_schedule(method, vit.num_patches, iterations, **options) if schedule is None else schedule
     if (made.num_patches, made.iterations) != (vit.num_patches, iterations):
-        raise InputError(
-            f"the schedule is for {made.num_patches} patches and {made.iterations} iterations, but the model has {vit.num_patches} and iterations is {iterations}"
-        )
+        asked = f"the model has {vit.num_patches} and iterations is {iterations}"
+        raise InputError(f"the schedule is for {made.num_patches} patches and {made.iterations} iterations, but {asked}")
     return made
 
 
@@ -179,7 +178,9 @@ def _labels(labels: Sequence[int] | Tensor | None, trajectories: int, classes: i
     if not len(given):
         raise InputError("labels must name at least one class, or be None to draw them")
     if given.dtype.is_floating_point or not 0 <= int(given.min()) <= int(given.max()) < classes:
-        raise InputError(f"labels must be whole numbers from 0 to {classes - 1}, the model has {classes} classes; got {sorted(set(given.tolist()))[:10]}")
+        raise InputError(
+            f"labels must be whole numbers from 0 to {classes - 1}, the model has {classes} classes; got {sorted(set(given.tolist()))[:10]}"
+        )
     return given.long()[torch.arange(trajectories) % len(given)]
 
 

@@ -1,12 +1,13 @@
 """Sparse images on disk: numbered safetensors parts and one JSON file that names them.
 
-A part is written under a temporary name, moved, and only then named in the JSON file, which is replaced in one move: whenever a run is killed, the folder
-holds exactly the batches that were finished. Nothing of the caller's own in the folder is ever touched.
+A part is written under a temporary name, moved, and only then named in the JSON file, which is replaced in one move: whenever a run is killed, the
+folder holds exactly the batches that were finished. Nothing of the caller's own in the folder is ever touched.
 """
 
 import json
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -31,18 +32,8 @@ class Writer:
         self.images = 0
         self.run = uuid.uuid4().hex[:8]  # part names of different runs never clash, so replacing a result is safe
         self.provenance: dict = {}
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"output {self.folder} is a file: it must be a folder")
-        if self.folder.is_dir() and any(self.folder.iterdir()) and not force:
-            raise InputError(f"output folder {self.folder} is not empty: choose another, or pass --force (force=True) to replace the images in it")
+        output_folder(self.folder, force)
         self.replaced = _manifest(self.folder)["parts"] if (self.folder / MANIFEST).exists() else []
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".{self.run}.tmp"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(f"output folder {self.folder} cannot be written ({error.strerror}): choose another") from error
 
     def add(self, images: SparseImages) -> None:
         """Write one finished batch; when this returns it is on disk."""
@@ -50,7 +41,9 @@ class Writer:
         tensors = {key: getattr(images, key).cpu().contiguous() for key in TENSORS}
         meta = {"grid": images.grid, "mean": images.mean, "std": images.std}
         try:
-            _replace(self.folder / name, lambda path: save_file(tensors, path, metadata={"format": FORMAT, **{k: json.dumps(v) for k, v in meta.items()}}))
+            replace_file(
+                self.folder / name, lambda path: save_file(tensors, path, metadata={"format": FORMAT, **{k: json.dumps(v) for k, v in meta.items()}})
+            )
             self.parts.append({"file": name, "images": len(images)})
             self.images += len(images)
             self.provenance = images.provenance
@@ -69,18 +62,36 @@ class Writer:
 
     def _commit(self, complete: bool, **meta) -> None:
         manifest = {"format": FORMAT, "complete": complete, "images": self.images, "parts": self.parts, **meta, "provenance": self.provenance}
-        _replace(self.folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
+        replace_file(self.folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
 
 
-def _replace(path: Path, write) -> None:
-    """Call write(temporary path) and move the result to `path` in one step."""
+def output_folder(folder: str | Path, force: bool = False) -> Path:
+    """The folder, made if need be; raises InputError where it is a file, cannot be written, or is not empty and not `force`."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output {folder} is a file: it must be a folder")
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not force:
+            raise InputError(
+                f"output folder {folder} is not empty: choose another, or pass --force (force=True) to replace what was written there before"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid.uuid4().hex}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"output folder {folder} cannot be written ({error.strerror}): choose another") from error
+    return folder
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path) and move the result to `path` in one step; nothing is left behind where that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
         os.replace(temporary, path)
-    except OSError:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
 
 
 def _manifest(folder: Path) -> dict:

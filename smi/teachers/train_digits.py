@@ -19,7 +19,18 @@ from ..patches import to_patches
 from . import ARCHITECTURE, FOLDER, RECORD, WEIGHTS, untrained_digits
 
 SIDE, PATCH = ARCHITECTURE["img_size"], ARCHITECTURE["patch_size"]
-CONFIG = {"epochs": 240, "batch_size": 64, "lr": 1e-3, "weight_decay": 0.05, "warmup": 0.05, "least_kept": 0.25, "shift": 3, "noise": 0.5, "smoothing": 0.1, "seed": 0}
+CONFIG = {
+    "epochs": 150,
+    "batch_size": 64,
+    "lr": 1e-3,
+    "weight_decay": 0.05,
+    "warmup": 0.05,
+    "least_kept": 0.25,
+    "shift": 3,
+    "noise": 0.5,
+    "smoothing": 0.1,
+    "seed": 0,
+}
 
 
 def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -70,7 +81,9 @@ def train(config: dict) -> tuple[nn.Module, dict]:
         images = train_images[chosen].roll((dy, dx), (2, 3))
         images = images + noise * torch.randn(images.shape, generator=generator)
         kept = round(patches * (config["least_kept"] + (1 - config["least_kept"]) * torch.rand(1, generator=generator).item()))
-        loss = F.cross_entropy(forward_sparse(model, part_of_patches(images, kept, generator)), train_labels[chosen], label_smoothing=config["smoothing"])
+        loss = F.cross_entropy(
+            forward_sparse(model, part_of_patches(images, kept, generator)), train_labels[chosen], label_smoothing=config["smoothing"]
+        )
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()

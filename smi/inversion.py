@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from . import engine
 from . import importance as ranking
 from .errors import InputError, RunError
+from .kernels.attention.reference import take_rows
 from .kernels.image_step.reference import image_step
 from .memory import out_of_memory
 from .patches import to_patches
@@ -33,13 +34,15 @@ def invert(
     output: str | Path | None = None,
     force: bool = False,
     progress: bool = True,
+    on_batch: Callable[[SparseImages], None] | None = None,
     **settings,
 ) -> SparseImages:
     """Synthesise `num_images` sparse images from a trained timm ViT, without data.
 
-    method: "dense" (DeepInversion), "smi" (Sparse Model Inversion) or "pri" (Patch Rebirth Inversion). output: a folder to which every finished batch is
-    written at once, so that an interrupted run keeps it; force: replace the images in it. progress: show iteration, it/s, loss, active patches and time left on the
-    terminal. settings: see `invert_batches`. Raises InputError for what cannot be done, RunError where a run fails.
+    method: "dense" (DeepInversion), "smi" (Sparse Model Inversion) or "pri" (Patch Rebirth Inversion). output: a folder to which every finished batch
+    is written at once, so that an interrupted run keeps it; force: replace the images in it. progress: show iteration, it/s, loss, active patches and
+    time left on the terminal. on_batch: called with each finished batch, once it is written. settings: see `invert_batches`. Raises InputError for
+    what cannot be done, RunError where a run fails.
     """
     from .storage import Writer
 
@@ -51,6 +54,8 @@ def invert(
             parts.append(part)
             if writer is not None:
                 writer.add(part)
+            if on_batch is not None:
+                on_batch(part)
     if writer is not None:
         writer.finish()
     return SparseImages.cat(parts)
@@ -65,8 +70,10 @@ def invert_batches(model: nn.Module, *, method: str | None = None, num_images: i
     importance: "cls_attention", "random" or a function of `importance.Snapshot` that returns scores [B, n].
     losses: functions of (images, logits, labels) to be summed; None: cross-entropy + tv_weight * total variation.
     init: [trajectories, C, H, W] normalised pixels to start from; None: Gaussian noise from the seed.
-    augmentation: one (dy, dx, flip) per iteration, in pixels, the same for every batch; None draws them, offsets up to jitter (None: an eighth of each side).
-    flip, mean, std: facts of the training data, None: the model's own. dtype: "float32" or "float64". device: None: a GPU if there is one, else the model's.
+    augmentation: one (dy, dx, flip) per iteration, in pixels, the same for every batch; None draws them, offsets up to jitter (None: an eighth of
+    each side).
+    flip, mean, std: facts of the training data, None: the model's own. dtype: "float32" or "float64". device: None: a GPU if there is one, else the
+    model's.
     on_iteration: called with an `Iteration` after each update. seed: of everything drawn.
     """
     run, on_iteration = prepare(model, method=method, num_images=num_images, **settings)
@@ -119,8 +126,8 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
         if stage.event is not None:
             index, leaving = _split(run, stage.event, snapshot)
             if stage.event.fate == "emit":
-                emitted.append((_take(images, leaving, vit.patch_size), leaving))
-    emitted.append((_take(images, index, vit.patch_size), index))
+                emitted.append((take_rows(to_patches(images, vit.patch_size), leaving), leaving))
+    emitted.append((take_rows(to_patches(images, vit.patch_size), index), index))
     return _collect(run, trajectories, emitted)
 
 
@@ -145,14 +152,10 @@ def _split(run: Run, event: Event, snapshot: ranking.Snapshot) -> tuple[Tensor, 
     return snapshot.index.gather(1, staying), snapshot.index.gather(1, leaving)
 
 
-def _take(images: Tensor, index: Tensor, patch_size: int) -> Tensor:
-    """Pixels [B, n, C, p, p] of patches index [B, n], a copy."""
-    patches = to_patches(images, patch_size)
-    return patches[torch.arange(len(images), device=images.device)[:, None], index]
-
-
 def _collect(run: Run, trajectories: range, emitted: list[tuple[Tensor, Tensor]]) -> SparseImages:
     """The finished images of a batch, those of a trajectory side by side in order of stage."""
+    if not all(torch.isfinite(patches).all() for patches, _ in emitted):
+        raise RunError("the last update made pixels NaN or infinite: a loss term has no gradient there")
     stages = len(emitted)
     numbers = torch.arange(trajectories.start, trajectories.stop)
     return SparseImages(

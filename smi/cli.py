@@ -1,0 +1,227 @@
+"""The command `smi`. Errors are one sentence on stderr: exit code 2 for what was asked, 1 for what failed, 130 after Ctrl-C."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from .errors import InputError, RunError
+
+HELP = {"help_option_names": ["-h", "--help"], "show_default": True}
+
+
+class Numbers(click.ParamType):
+    """Whole numbers separated by commas."""
+
+    name = "N,N,..."
+
+    def convert(self, value, param, ctx):
+        try:
+            return [int(part) for part in value.split(",")]
+        except ValueError:
+            return self.fail(f"'{value}' is not a list of whole numbers separated by commas", param, ctx)
+
+
+class Size(click.ParamType):
+    """An image size in pixels."""
+
+    name = "S or HxW"
+
+    def convert(self, value, param, ctx):
+        sides = value.lower().split("x")
+        if len(sides) not in (1, 2) or not all(side.isdigit() and int(side) for side in sides):
+            self.fail(f"'{value}' is not a size: give pixels as S or HEIGHTxWIDTH", param, ctx)
+        return int(sides[0]), int(sides[-1])
+
+
+MODEL = [
+    click.option("--model", default="digits", help="timm architecture, or 'digits' for the embedded teacher."),
+    click.option("--image-size", type=Size(), help="Pixels, where it is not the architecture's own."),
+]
+WEIGHTS = [
+    click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights to load: .safetensors, or .pth read as plain tensors."),
+    click.option("--random-weights", is_flag=True, help="Use untrained weights (to measure time)."),
+]
+SCHEDULE = [
+    click.option("--iterations", default=4000, help="Updates per batch."),
+    click.option("--prune-at", type=Numbers(), help="smi: iterations of the prune events; the published ones, scaled, when absent."),
+    click.option("--prune-ratio", type=float, help="smi: share of the active patches dropped at each event; 0.3 when absent."),
+    click.option("--division", type=int, help="pri: images per trajectory; 7 when absent."),
+]
+BATCH_SIZE = click.option("--batch-size", default=128, help="Trajectories optimised together.")
+SEED = click.option("--seed", default=0, help="Of everything drawn.")
+FORCE = click.option("--force", is_flag=True, help="Replace what was written to the output folder before.")
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+def options(*groups):
+    """Several options, or lists of them, as one decorator."""
+    flat = [option for group in groups for option in (group if isinstance(group, list) else [group])]
+
+    def decorate(function):
+        for option in reversed(flat):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        smi.main(arguments or ["--help"], prog_name="smi", standalone_mode=False)
+        return 0
+    except RunInterrupted as error:
+        return _fail(str(error), 130)
+    except click.ClickException as error:
+        return _fail(" ".join(error.format_message().split()), 2)
+    except InputError as error:
+        return _fail(str(error), 2)
+    except RunError as error:
+        return _fail(str(error), 1)
+    except (KeyboardInterrupt, click.Abort):
+        return _fail("interrupted", 130)
+    except OSError as error:
+        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"smi: {message}", file=sys.stderr)
+    return code
+
+
+class RunInterrupted(Exception):
+    """Ctrl-C in the middle of a run; the message says what was kept."""
+
+
+@click.group(context_settings=HELP)
+def smi() -> None:
+    """Data-free inversion of Vision Transformers: dense, sparse (SMI) and patch rebirth (PRI)."""
+
+
+@smi.command()
+@options(
+    click.option(
+        "--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder for the images; every finished batch is written at once."
+    ),
+    click.option("--num-images", "-n", default=32, help="Finished images."),
+    MODEL,
+    WEIGHTS,
+    click.option("--method", default="pri", help="dense, smi or pri."),
+    SCHEDULE,
+    BATCH_SIZE,
+    click.option("--labels", type=Numbers(), help="Classes to invert, cycled; drawn from the seed when absent."),
+    click.option("--importance", default="cls_attention", help="cls_attention or random."),
+    click.option("--tv-weight", default=1e-4, help="Weight of the total variation."),
+    click.option("--flip/--no-flip", default=None, help="Whether mirror images keep their class; the model's own when absent."),
+    SEED,
+    click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one when absent."),
+    FORCE,
+    AS_JSON,
+)
+def invert(output, model, image_size, checkpoint, random_weights, as_json, **settings) -> None:
+    """Synthesise images from a trained ViT."""
+    from .checkpoints import load_model
+    from .inversion import invert as synthesise
+
+    kept = {"images": 0}
+
+    def count(images) -> None:
+        kept["images"] += len(images)
+
+    teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
+    try:
+        images = synthesise(teacher, output=output, on_batch=count, progress=not as_json, **settings)
+    except KeyboardInterrupt:
+        what = f"{kept['images']} finished images are in {output}" if kept["images"] else "no batch was finished, nothing was written"
+        raise RunInterrupted(f"interrupted: {what}") from None
+    if as_json:
+        print(json.dumps({"output": str(output), "images": len(images), "sparsity": images.sparsity, "provenance": images.provenance}))
+    else:
+        print(f"{images} written to {output}; look at them with: smi show {output}")
+
+
+FOLDER = click.argument("folder", type=click.Path(path_type=Path))
+
+
+@smi.command()
+@options(
+    FOLDER,
+    click.option("--output", "-o", type=click.Path(path_type=Path), help="The PNG to write; FOLDER/grid.png when absent."),
+    click.option("--columns", default=10, type=click.IntRange(1), help="Images side by side."),
+    AS_JSON,
+)
+def show(folder, output, columns, as_json) -> None:
+    """Draw a grid of the images in FOLDER: dropped patches grey, PRI's stages in rows."""
+    from .report import picture_grid, rows_of
+    from .sparse_images import SparseImages
+
+    images = SparseImages.load(folder)
+    source = images.provenance
+    patches = f"{images.index.shape[1]} of {images.grid[0] * images.grid[1]} patches"
+    title = f"{source.get('method', '')} inversion of {source.get('model', 'a ViT')}, {patches}"
+    path = picture_grid(rows_of(images, columns), output or folder / "grid.png", title=title)
+    print(json.dumps({"picture": str(path), "images": len(images)}) if as_json else f"picture written to {path}")
+
+
+@smi.command()
+@options(
+    FOLDER,
+    click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder for the exported files."),
+    click.option("--to", default="png", type=click.Choice(["png", "webdataset"])),
+    click.option("--shard-images", default=1000, help="webdataset: images per shard."),
+    FORCE,
+    AS_JSON,
+)
+def export(folder, output, to, shard_images, force, as_json) -> None:
+    """Write the images in FOLDER as PNG files or as WebDataset shards."""
+    from .export import export_png, export_webdataset
+    from .sparse_images import SparseImages
+
+    images = SparseImages.load(folder)
+    paths = export_png(images, output, force=force) if to == "png" else export_webdataset(images, output, shard_images=shard_images, force=force)
+    result = {"output": str(output), "images": len(images), "files": len(paths)}
+    print(json.dumps(result) if as_json else f"{len(images)} images in {len(paths)} files written to {output}")
+
+
+@smi.command()
+@options(MODEL, click.option("--method", help="dense, smi or pri; all of them when absent."), SCHEDULE, BATCH_SIZE, AS_JSON)
+def cost(model, image_size, method, iterations, batch_size, as_json, **settings) -> None:
+    """FLOPs and memory of the methods, by the published rule and honestly, and PRI's theorem."""
+    from .tables import cost_table, print_cost
+
+    table = cost_table(model, image_size, method, iterations, batch_size, settings)
+    print(json.dumps(table)) if as_json else print_cost(table)
+
+
+@smi.command()
+@options(AS_JSON)
+def info(as_json) -> None:
+    """Versions, devices, and which version of each kernel is available and why others are not."""
+    from .tables import info_table, print_info
+
+    table = info_table()
+    print(json.dumps(table)) if as_json else print_info(table)
+
+
+@smi.command()
+@options(
+    click.option("--output", "-o", default=Path("out/demo"), type=click.Path(path_type=Path), help="Folder for images and picture."),
+    click.option("--iterations", default=200, help="Updates per batch."),
+    SEED,
+    FORCE,
+    AS_JSON,
+)
+def demo(output, iterations, seed, force, as_json) -> None:
+    """Invert the embedded digits teacher with every method: one table, one picture."""
+    from .demo import demo as run_demo
+    from .tables import print_demo
+
+    result = run_demo(output, iterations=iterations, seed=seed, progress=not as_json, force=force)
+    print(json.dumps(result)) if as_json else print_demo(result)

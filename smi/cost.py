@@ -1,0 +1,93 @@
+"""FLOPs of an inversion: by the published counting rule, and honestly; and the comparison that PRI's theorem makes.
+
+Published rule (found by arithmetic; it reproduces the four figures of the SMI paper's table exactly): 384 times the forward multiply-adds of one
+image with the tokens of the LAST stage, patch embedding dense, attention's two products left out, 4 operations per normalised element.
+Honest count: 2 operations per multiply-add of every matrix product that the engine does, forward and backward to the pixels, stage by stage.
+"""
+
+from dataclasses import dataclass
+
+from .models import ViT
+from .schedules import Schedule
+
+PUBLISHED_FACTOR = 384  # forward and twice that for the backward pass, times a batch of 128
+NORM_OPS = 4  # per element, in the published rule
+
+
+def _block_linear(vit: ViT) -> int:
+    """Multiply-adds of one block's four linear layers, per token."""
+    block = vit.blocks[0]
+    return sum(layer.weight.numel() for layer in (block.qkv, block.proj, block.fc1, block.fc2))
+
+
+def _head(vit: ViT) -> int:
+    return sum(head.weight.numel() for head in vit.heads)
+
+
+def published_gflops(vit: ViT, schedule: Schedule) -> float:
+    """GFLOPs as the SMI paper's table counts them."""
+    tokens = schedule.patches_per_image + vit.num_prefix
+    norms = 2 * len(vit.blocks) + sum(norm is not None for norm in (vit.norm_pre, vit.norm, vit.fc_norm))
+    macs = (
+        len(vit.blocks) * tokens * _block_linear(vit)
+        + vit.num_patches * vit.embed.weight.numel()
+        + _head(vit)
+        + NORM_OPS * norms * tokens * vit.embed_dim
+    )
+    return PUBLISHED_FACTOR * macs / 1e9
+
+
+def step_flops(vit: ViT, active: int, cls_only: bool = False) -> int:
+    """FLOPs of one iteration of one trajectory, forward and gradient of the pixels, with `active` patches.
+
+    A linear layer costs the same forward and backward (weights are frozen), attention twice as much backward. cls_only: the last block computes
+    queries, projection and MLP for the prefix tokens alone, which is exact and is the floor of any engine; the reference engine does not.
+    """
+    tokens, prefix = active + vit.num_prefix, vit.num_prefix
+    width = vit.blocks[0].qkv.weight.shape[0] // 3
+    linear, attention = _block_linear(vit), 2 * tokens * width  # multiply-adds per token; per query token
+    full = len(vit.blocks) - cls_only
+    macs = 2 * (full * tokens * linear + active * vit.embed.weight.numel() + _head(vit)) + 3 * full * tokens * attention
+    if cls_only:
+        keys_values = 2 * width * vit.embed_dim
+        macs += 2 * (tokens * keys_values + prefix * (linear - keys_values)) + 3 * prefix * attention
+    else:
+        macs += attention  # the CLS row that ranks patches, read apart, forward only
+    return 2 * macs
+
+
+def trajectory_flops(vit: ViT, schedule: Schedule, cls_only: bool = False) -> int:
+    """FLOPs of one trajectory from noise to its last image."""
+    return sum((stage.stop - stage.start) * step_flops(vit, stage.active, cls_only) for stage in schedule.stages())
+
+
+def image_flops(vit: ViT, schedule: Schedule, cls_only: bool = False) -> float:
+    """FLOPs per finished image."""
+    return trajectory_flops(vit, schedule, cls_only) / schedule.images_per_trajectory
+
+
+@dataclass(frozen=True)
+class Theorem:
+    """Cost per finished image of PRI relative to dense, and of an idealised SMI that prunes to the same N/v patches before the first iteration.
+
+    PRI paper's theorem: PRI is cheaper than both in the linear layers for v > 1, and in self-attention (its projections included) whenever N/d < 3.
+    """
+
+    division: int
+    pri_linear: float  # (v + 1) / (2 v^2)
+    smi_linear: float  # 1 / v
+    pri_attention: float  # self-attention layer: four d x d projections and the two products
+    smi_attention: float
+    patches_over_dim: float  # N / d
+    bound: float  # PRI's self-attention is cheaper while N / d is below 6 v / (2 v - 1), which is at least 3
+
+
+def theorem(num_patches: int, embed_dim: int, division: int) -> Theorem:
+    """The theorem's comparison for N patches, embedding dimension d and v images a trajectory."""
+    v, n, d = division, num_patches, embed_dim
+
+    def layer(patches: float) -> float:
+        return 4 * patches * d * d + 2 * patches * patches * d
+
+    pri = sum(layer(k * n / v) for k in range(1, v + 1)) / v / v
+    return Theorem(v, (v + 1) / (2 * v * v), 1 / v, pri / layer(n), layer(n / v) / layer(n), n / d, 6 * v / (2 * v - 1))

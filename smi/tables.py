@@ -1,0 +1,184 @@
+"""What the commands print, as data and as tables."""
+
+import platform
+import sys
+
+import torch
+
+from . import cost
+from .checkpoints import load_model
+from .memory import step_memory
+from .models import ViT, describe
+from .schedules import METHODS, Schedule, make_schedule
+from .version import __version__
+
+DEFAULT_DIVISIONS = (2, 4, 7)
+EXPLANATION = """\
+published rule: 384 x the forward multiply-adds with the last stage's tokens, patch embedding dense, attention's products left out.
+GFLOP/step: every matrix product of the reference engine, forward and backward to the pixels; floor: with the last block computed for CLS alone."""
+
+
+def cost_table(model: str, image_size: tuple[int, int] | None, method: str | None, iterations: int, batch_size: int, options: dict) -> dict:
+    """FLOPs and memory of the methods on a model, without building its weights."""
+    vit = describe(load_model(model, random_weights=model != "digits", image_size=image_size)).to("meta", torch.float32)
+    if method is None:
+        cases = [("dense", {}), ("smi", {}), *(("pri", {"division": v}) for v in DEFAULT_DIVISIONS if v <= vit.num_patches)]
+    else:
+        cases = [(method, options)]
+    reference = make_schedule("dense", vit.num_patches, iterations)
+    rows = [_cost_row(vit, name, make_schedule(name, vit.num_patches, iterations, **given), reference, batch_size) for name, given in cases]
+    divisions = sorted({row["images_per_trajectory"] for row in rows if row["images_per_trajectory"] > 1})
+    theorems = [cost.theorem(vit.num_patches, vit.embed_dim, v).__dict__ for v in divisions]
+    return {
+        "model": vit.name,
+        "patches": vit.num_patches,
+        "embed_dim": vit.embed_dim,
+        "iterations": iterations,
+        "batch_size": batch_size,
+        "rows": rows,
+        "theorem": theorems,
+    }
+
+
+def _cost_row(vit: ViT, name: str, schedule: Schedule, reference: Schedule, batch_size: int) -> dict:
+    peak = step_memory(vit, batch_size, schedule.num_patches)
+    last = step_memory(vit, batch_size, list(schedule.stages())[-1].active)
+    honest = cost.image_flops(vit, schedule)
+    return {
+        "method": name,
+        "patches_per_image": schedule.patches_per_image,
+        "sparsity": schedule.sparsity,
+        "images_per_trajectory": schedule.images_per_trajectory,
+        "published_gflops": cost.published_gflops(vit, schedule),
+        "step_gflops_mean": cost.trajectory_flops(vit, schedule) / schedule.iterations / 1e9,
+        "step_gflops_last": cost.step_flops(vit, list(schedule.stages())[-1].active) / 1e9,
+        "image_tflops": honest / 1e12,
+        "floor_image_tflops": cost.image_flops(vit, schedule, cls_only=True) / 1e12,
+        "speedup": cost.image_flops(vit, reference) / honest,
+        "memory_first_gib": peak.total / 2**30,
+        "memory_last_gib": last.total / 2**30,
+    }
+
+
+def _table(title: str, *columns: str):
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def _console():
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 130)
+
+
+def print_cost(table: dict) -> None:
+    shown = _table(
+        "{model}, {iterations} iterations: per step of one trajectory, per finished image; memory of {batch_size} trajectories".format(**table),
+        *("method", "patches", "published rule, GFLOPs", "GFLOP/step, mean", "last stage", "TFLOP/image", "floor", "speed-up"),
+        *("GiB, first stage", "last"),
+    )
+    for row in table["rows"]:
+        name = row["method"] if row["images_per_trajectory"] == 1 else f"{row['method']} v={row['images_per_trajectory']}"
+        shown.add_row(
+            name,
+            f"{row['patches_per_image']}/{table['patches']}",
+            f"{row['published_gflops']:.2f}",
+            f"{row['step_gflops_mean']:.2f}",
+            f"{row['step_gflops_last']:.2f}",
+            f"{row['image_tflops']:.2f}",
+            f"{row['floor_image_tflops']:.2f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['memory_first_gib']:.2f}",
+            f"{row['memory_last_gib']:.2f}",
+        )
+    console = _console()
+    console.print(shown)
+    console.print(EXPLANATION)
+    if table["theorem"]:
+        shown = _table(
+            "PRI's theorem: cost per finished image, dense = 1",
+            *("v", "linear, PRI (v+1)/(2v^2)", "idealised SMI 1/v"),
+            *("self-attention, PRI", "idealised SMI", "N/d", "PRI cheaper while N/d <"),
+        )
+        for t in table["theorem"]:
+            values = (t["pri_linear"], t["smi_linear"], t["pri_attention"], t["smi_attention"], t["patches_over_dim"], t["bound"])
+            shown.add_row(str(t["division"]), *(f"{value:.4f}" for value in values))
+        console.print(shown)
+
+
+def info_table() -> dict:
+    """Versions, devices and kernel versions of this installation."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .kernels.dispatch import availability, backend
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "not installed"
+
+    devices = [{"device": "cpu", "name": _processor(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}]
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        devices.append(
+            {
+                "device": f"cuda:{i}",
+                "name": properties.name,
+                "memory_gib": properties.total_memory / 2**30,
+                "capability": f"sm_{properties.major}{properties.minor}",
+            }
+        )
+    return {
+        "versions": {"smi": __version__, "python": platform.python_version(), **{name: installed(name) for name in ("torch", "triton", "timm")}},
+        "devices": devices,
+        "backend": backend(),
+        "kernels": [row._asdict() for row in availability()],
+        "methods": list(METHODS),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def print_info(table: dict) -> None:
+    console = _console()
+    console.print("  ".join(f"{name} {version}" for name, version in table["versions"].items()))
+    for device in table["devices"]:
+        size = f"{device['threads']} threads" if "threads" in device else f"{device['memory_gib']:.0f} GiB"
+        console.print(f"{device['device']}: {device['name']} ({size}, {device['capability']})", highlight=False)
+    shown = _table(f"kernels (SMI_BACKEND={table['backend']})", "operation", "version", "available", "where, or why not")
+    for row in table["kernels"]:
+        shown.add_row(row["operation"], row["version"], "yes" if row["available"] else "no", row["reason"])
+    console.print(shown)
+
+
+def print_demo(result: dict) -> None:
+    settings = result["settings"]
+    shown = _table(
+        "digits teacher, {iterations} iterations, batches of {batch_size} trajectories, a_tv {tv_weight:g}, {device}".format(**settings),
+        *("method", "sparsity", "images", "seconds", "images/s", "speed-up", "FLOPs predict", "teacher agrees"),
+    )
+    for row in result["table"]:
+        shown.add_row(
+            row["method"],
+            f"{row['sparsity']:.0%}",
+            str(row["images"]),
+            f"{row['seconds']:.1f}",
+            f"{row['images_per_second']:.1f}",
+            f"{row['speedup']:.2f}x",
+            f"{row['flops_speedup']:.2f}x",
+            f"{row['agreement']:.1%}",
+        )
+    console = _console()
+    console.print(shown)
+    console.print(f"picture: {result['picture']}")

@@ -1,0 +1,50 @@
+"""Models that tests share: small, random but not degenerate, one for each feature of timm's Vision Transformers."""
+
+import pytest
+import torch
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import VisionTransformer
+
+
+def small_vit(kind=VisionTransformer, seed: int = 0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), **options):
+    """A ViT of two narrow blocks whose every parameter is random, LayerNorm and position embeddings included."""
+    options = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 5, **options}
+    torch.manual_seed(seed)
+    model = kind(**options).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    channels = options.get("in_chans", 3)
+    model.pretrained_cfg = {"architecture": "small_vit", "mean": mean[:channels], "std": std[:channels]}
+    return model
+
+
+VARIANTS = {
+    "plain": {},
+    "patch 14": {"img_size": 42, "patch_size": 14},
+    "patch 32": {"img_size": 64, "patch_size": 32},
+    "not square": {"img_size": (12, 20)},
+    "one channel": {"in_chans": 1},
+    "distilled": {"kind": VisionTransformerDistilled},
+    "registers": {"reg_tokens": 4},
+    "registers without position": {"reg_tokens": 4, "no_embed_class": True},
+    "layer scale": {"init_values": 0.1},
+    "query-key norm": {"qk_norm": True},
+    "no qkv bias": {"qkv_bias": False},
+    "CLIP": {"pre_norm": True},
+    "average pool": {"global_pool": "avg"},
+    "no position": {"pos_embed": "none"},
+    "tanh GELU": {"act_layer": "gelu_tanh"},
+    "QuickGELU": {"act_layer": "quick_gelu"},
+    "wide heads": {"embed_dim": 80, "num_heads": 1},
+}
+
+
+@pytest.fixture
+def vit():
+    return small_vit()
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda name: name.replace(" ", "-"))
+def variant(request):
+    return small_vit(**VARIANTS[request.param])
