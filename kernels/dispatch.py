@@ -77,10 +77,10 @@ def load(operation: str, version: str) -> ModuleType | SimpleNamespace:
     """The raw functions of one version. Raises BackendUnavailable if it does not exist or cannot be imported."""
     if not exists(operation, version):
         raise BackendUnavailable(f"{operation} has no {version} version")
-    import_module(f"smi.kernels.{operation}.op")  # registers the reference
-    if version == "reference":
-        return SimpleNamespace(**_references[operation])
     try:
+        import_module(f"smi.kernels.{operation}.op")  # registers the reference
+        if version == "reference":
+            return SimpleNamespace(**_references[operation])
         return import_module(f"smi.kernels.{operation}.{MODULES[version]}")
     except ImportError as error:
         raise BackendUnavailable(f"{operation} in {version} cannot be loaded: {error}") from error
@@ -167,14 +167,13 @@ def availability() -> list[Availability]:
 
 
 def _available(operation: str, version: str) -> tuple[bool, str]:
-    if version in NEEDS_VERDICT and not torch.cuda.is_available():
-        if version == "triton" and interpreting():
-            return True, "interpreted on the CPU (TRITON_INTERPRET=1)"
-        return False, "no CUDA device"
     try:
         module = load(operation, version)
     except BackendUnavailable as error:
         return False, str(error)
+    if version in NEEDS_VERDICT and not torch.cuda.is_available():
+        interpreted = version == "triton" and interpreting()
+        return (True, "interpreted on the CPU (TRITON_INTERPRET=1)") if interpreted else (False, "no CUDA device")
     reason = getattr(module, "unavailable", lambda: None)()  # for example: the compiled library is missing
     where = {"cpu": "CPU", "triton": "GPU", "cuda": "GPU"}.get(version, "any device")
     return (False, reason) if reason else (True, where)

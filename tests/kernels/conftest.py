@@ -1,15 +1,11 @@
-"""Without a GPU, Triton kernels run in Triton's interpreter: the switch must be set before triton is imported."""
+"""Kernel tests: interpreted faithfully where there is no GPU (../../conftest.py sets the switch), seeded, unwritten memory poisoned."""
 
 import os
 
+import pytest
 import torch
 
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
-import pytest  # noqa: E402
-
-from tests.kernels import checks, interpreter  # noqa: E402
+from tests.kernels import checks, interpreter
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     interpreter.repair()

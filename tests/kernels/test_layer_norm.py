@@ -56,7 +56,7 @@ def test_without_bias_and_non_contiguous(device):
 def test_sum_alone_or_result_alone(device):
     """A loss of only one of the two results."""
     given = checks.cast(arguments(device=device), torch.float32)
-    one = (torch.ones(1, device=device),)
+    one = (torch.ones(3, 29, 96, device=device),)
     for picked in (0, 1):
         truth = checks.run(lambda **kw: definition(**kw)[picked], checks.cast(given, torch.float64), ("x", "residual"), one)  # noqa: B023
         for version in ("reference", "stock", "triton"):
@@ -95,7 +95,7 @@ def test_opcheck(residual):
 def test_compiles_without_a_break():
     given = checks.cast(arguments(), torch.float32)
     compiled = torch.compile(layer_norm, fullgraph=True, backend="aot_eager")
-    weights = (torch.randn(96), torch.randn(96))
+    weights = (torch.randn(3, 29, 96), torch.randn(3, 29, 96))
     got, want = (checks.run(function, given, ("x", "residual"), weights) for function in (compiled, layer_norm))
     for name, value in want.items():
         assert torch.equal(got[name], value)
