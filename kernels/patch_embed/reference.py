@@ -58,7 +58,7 @@ def patch_embed(
     images: [B, C, H, W], H and W multiples of patch_size; index: int [B, n], row-major cells of the active patches in the
     still image, distinct within a row; weight: [d, C * p * p]; bias: [d]; position: [N, d], N = (H / p) * (W / p); prefix: [P, d], tokens that
     every image gets, their position embedding already added; augmentation: int [3], (dy, dx, flip), offsets in pixels.
-    Returns [B, P + n, d]. Differentiable in images.
+    Returns [B, P + n, d] in weight's dtype; images may be float32 where the weight is narrower. Differentiable in images.
     """
     batch, channels, height, width = images.shape
     n = index.shape[1]
@@ -67,8 +67,8 @@ def patch_embed(
         augmentation = torch.zeros(3, dtype=torch.int32, device=images.device)
     cells = moved_cells(index, grid, patch_size, augmentation)
     source = source_pixels(cells, grid, patch_size, augmentation).long()
-    pixels = wide(images).flatten(2).gather(2, source.view(batch, 1, -1).expand(-1, channels, -1))  # [B, C, n*p*p]
-    pixels = pixels.view(batch, channels, n, -1).transpose(1, 2).flatten(2)  # [B, n, C*p*p]
+    pixels = wide(images).flatten(2).gather(2, source.flatten(1)[:, None].expand(-1, channels, -1))  # [B, C, n*p*p]
+    pixels = pixels.unflatten(2, (n, patch_size**2)).transpose(1, 2).flatten(2)  # [B, n, C*p*p]
     tokens = pixels @ wide(weight).T
     if bias is not None:
         tokens = tokens + wide(bias)
@@ -76,4 +76,4 @@ def patch_embed(
         tokens = tokens + wide(position)[cells.long()]
     if prefix is not None:
         tokens = torch.cat([wide(prefix).expand(batch, -1, -1), tokens], dim=1)
-    return tokens.to(images.dtype)
+    return tokens.to(weight.dtype)
