@@ -15,6 +15,8 @@ neither they nor their moments change.
 import torch
 from torch import Tensor
 
+from ..precision import wide
+
 
 def differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """First differences of [B, C, H, W] along width, height and the two diagonals."""
@@ -27,14 +29,15 @@ def differences(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def tv_norms(images: Tensor) -> Tensor:
-    """The four norms [4] of `differences`; their sum is the total variation. Differentiable."""
-    return torch.stack([torch.linalg.vector_norm(d) for d in differences(images)])
+    """The four norms [4] of `differences`, float32 or wider; their sum is the total variation. Differentiable."""
+    return torch.stack([torch.linalg.vector_norm(d) for d in differences(wide(images))])
 
 
-def tv_gradient(images: Tensor, norms: Tensor) -> Tensor:
-    """Gradient [B, C, H, W] of the sum of the norms; a norm of zero contributes zero."""
+def tv_gradient(images: Tensor, norms: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Gradient [B, C, H, W] of the sum of the norms, each times its weight where there are `weights` [4]; a norm of zero contributes zero."""
     grad = torch.zeros_like(images)
-    d0, d1, d2, d3 = (torch.where(norm > 0, d / norm, 0) for d, norm in zip(differences(images), norms, strict=True))
+    weights = torch.ones_like(norms) if weights is None else weights
+    d0, d1, d2, d3 = (torch.where(n > 0, w / n * d, 0) for d, n, w in zip(differences(images), norms, weights, strict=True))
     grad[..., :, :-1] += d0
     grad[..., :, 1:] -= d0
     grad[..., :-1, :] += d1
@@ -69,25 +72,27 @@ def image_step(
     lr: float = 0.25,
     betas: tuple[float, float] = (0.5, 0.99),
     eps: float = 1e-8,
+    out: Tensor | None = None,
 ) -> None:
-    """One update of the pixels, in place.
+    """One update of the pixels, in place, or from images to out.
 
     images, grad, exp_avg, exp_avg_sq: [B, C, H, W]; images and the two moments are updated. step: int scalar tensor, 1 for the
     first update. low, high: [C], valid range per channel. index: int [B, n], the patches that are active; None updates all pixels.
     norms: [4] from `tv_norms`, needed where tv_weight is not 0: tv_weight times the gradient of the total variation is added to grad.
+    out: like images; receives the active pixels, and images stay as they are.
     """
+    old, grad = wide(images), wide(grad)
     if tv_weight:
-        grad = grad + tv_weight * tv_gradient(images, norms)
+        grad = grad + tv_weight * tv_gradient(old, norms)
     beta1, beta2 = betas
-    avg = beta1 * exp_avg + (1 - beta1) * grad
-    avg_sq = beta2 * exp_avg_sq + (1 - beta2) * grad * grad
-    step = step.to(images.dtype)
-    moved = images - lr * (avg / (1 - beta1**step)) / ((avg_sq / (1 - beta2**step)).sqrt() + eps)
+    avg = beta1 * wide(exp_avg) + (1 - beta1) * grad
+    avg_sq = beta2 * wide(exp_avg_sq) + (1 - beta2) * grad * grad
+    step = step.double()  # 1 - beta**step would cancel in float32
+    moved = old - lr * (avg / (1 - beta1**step)) / ((avg_sq / (1 - beta2**step)).sqrt() + eps)
     moved = moved.clamp(low.view(-1, 1, 1), high.view(-1, 1, 1))
     if index is None:
         active = torch.ones(1, dtype=torch.bool, device=images.device)
     else:
         active = pixel_mask(index, (images.shape[2] // patch_size, images.shape[3] // patch_size), patch_size)
-    images.copy_(torch.where(active, moved, images))
-    exp_avg.copy_(torch.where(active, avg, exp_avg))
-    exp_avg_sq.copy_(torch.where(active, avg_sq, exp_avg_sq))
+    for target, value in ((images if out is None else out, moved), (exp_avg, avg), (exp_avg_sq, avg_sq)):
+        target.copy_(torch.where(active, value.to(target.dtype), target))
