@@ -260,13 +260,14 @@ def tv_norms_backward(images: Tensor, norms: Tensor, grad_norms: Tensor) -> Tens
 
 
 def compile_cases() -> list[CompileCase]:
-    """Every kernel on float32 images of 224 x 224: whole images, and patches of 16 and 14."""
+    """Every kernel on float32 images of 224 x 224: whole images, and patches of all usual sizes."""
     image, hyper = {"CHANNELS": 3, "HEIGHT": 224, "WIDTH": 224}, {"BETA1": 0.5, "BETA2": 0.99, "EPS": 1e-8}
     hyper |= {"LOG_BETA1": logarithm(0.5), "LOG_BETA2": logarithm(0.99)}
     strip, f32 = {"BR": STRIP[0], "BE": STRIP[1]}, "*fp32"
     cases = []
-    for name, patch in (("all", 0), ("p16", 16), ("p14", 14)):
+    for patch in (0, 4, 8, 14, 16, 32):
         _, sizes = tile((1, 3, 224, 224), torch.empty(1, 46) if patch else None, patch)
+        name = f"p{patch}" if patch else "all"
         sizes |= image | {"PATCH": patch or 16, "USE_INDEX": patch > 0}
         types = {f"p_{x}": f32 for x in ("images", "grad", "avg", "avg_sq", "out", "low", "high", "norms")}
         types |= {"p_step": "*i32", "p_index": "*i32", "n": "i32", "tv_weight": "fp32", "lr": "fp32"}

@@ -54,6 +54,8 @@ def image_step(
         expect("image_step", fits, f"index must be int32 or int64 [{images.shape[0]}, n]")
         whole = patch_size > 0 and images.shape[2] % patch_size == 0 and images.shape[3] % patch_size == 0
         expect("image_step", whole, f"images of {images.shape[2]} x {images.shape[3]} do not divide into patches of {patch_size}")
+        if index.shape[1] * patch_size**2 == images.shape[2] * images.shape[3]:
+            index = None  # every patch is active: a pass over whole images is faster
     expect("image_step", not tv_weight or (norms is not None and norms.shape == (4,)), "total variation needs norms [4], from tv_norms(images)")
     expect("image_step", all(0 <= beta < 1 for beta in betas), f"betas must lie in [0, 1), got {betas}")
     _step(images, grad, exp_avg, exp_avg_sq, step, low, high, index, patch_size, norms, tv_weight, lr, *betas, eps, out)

@@ -12,7 +12,7 @@ from torch.library import opcheck
 from tests.kernels import checks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-VERSIONS = ["reference", "triton"]
+VERSIONS = ["reference", "stock", "triton"]
 WRITTEN = ("images", "exp_avg", "exp_avg_sq")
 
 
@@ -193,6 +193,16 @@ def test_in_place_equals_out_of_place(n, device):
         image_step(**given | {name: copies[name].clone() for name in ("exp_avg", "exp_avg_sq")}, out=out)
         image_step(**given | copies)
     assert torch.equal(out, copies["images"])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_all_patches_are_all_pixels(version, device):
+    given = checks.cast(arguments(n=15, device=device), torch.float32)
+    without = given | {name: given[name].clone() for name in WRITTEN} | {"index": None}
+    with dispatch.forced(version):
+        image_step(**given)
+        image_step(**without)
+    assert all(torch.equal(given[name], without[name]) for name in WRITTEN)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
