@@ -1,0 +1,79 @@
+"""linear_gelu: public function, registration, gradient."""
+
+import torch
+from torch import Tensor
+
+from ..comparison import Example
+from ..precision import wide
+from ..registration import expect, gradients, refuse_trainable, register
+from . import reference
+
+
+def linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "gelu") -> Tensor:
+    """y = f(x W^T + b).
+
+    x: [..., k]; weight: [m, k]; bias: [m], all of one dtype; activation: "gelu", "gelu_tanh" or "quick_gelu". Returns [..., m].
+    Differentiable in x. Raises ValueError where shapes, dtypes or the name do not fit or a weight requires a gradient.
+    """
+    expect("linear_gelu", activation in reference.ACTIVATIONS, f"activation must be one of {', '.join(reference.ACTIVATIONS)}, got {activation!r}")
+    check_linear("linear_gelu", x, weight, bias)
+    return _forward(x, weight, bias, activation, torch.is_grad_enabled() and x.requires_grad)[0]
+
+
+def check_linear(operation: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError unless these are the arguments of a frozen linear layer."""
+    k = x.shape[-1]
+    expect(operation, weight.ndim == 2 and weight.shape[1] == k, f"weight must be [m, {k}] for x [..., {k}], got {tuple(weight.shape)}")
+    expect(operation, bias is None or bias.shape == weight.shape[:1], f"bias must be [{weight.shape[0]}]")
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        expect(operation, tensor is None or tensor.dtype == x.dtype, f"{name} must have x's dtype {x.dtype}")
+    refuse_trainable(operation, weight=weight, bias=bias)
+
+
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
+    """y [..., m]; h = x W^T + b [..., m] where it is kept for backward, else [0]."""
+    y = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
+    return y, torch.empty_like(y) if keep else y.new_empty(0)
+
+
+def _backward_fake(grad_y: Tensor, h: Tensor, weight: Tensor, activation: str) -> Tensor:
+    """Gradient [..., k] of x."""
+    return torch.empty(*h.shape[:-1], weight.shape[1], dtype=h.dtype, device=h.device)
+
+
+def _forward_reference(x, weight, bias, activation, keep):
+    y = reference.linear_gelu(x, weight, bias, activation)
+    return y, torch.nn.functional.linear(wide(x), wide(weight), None if bias is None else wide(bias)).to(x.dtype) if keep else y.new_empty(0)
+
+
+def _backward_reference(grad_y, h, weight, activation):
+    (grad_h,) = gradients(reference.ACTIVATIONS[activation], [wide(h)], [wide(grad_y)])
+    return (grad_h @ wide(weight)).to(h.dtype)
+
+
+_forward = register("linear_gelu", "forward", _forward_fake, _forward_reference)
+_backward = register("linear_gelu", "backward", _backward_fake, _backward_reference)
+
+
+def _save(ctx, inputs, output):
+    _, weight, _, ctx.activation, ctx.keep = inputs
+    ctx.save_for_backward(output[1], weight)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _differentiate(ctx, grad_y, _):
+    if not ctx.keep:
+        raise RuntimeError("smi::linear_gelu was called with keep=False: nothing is kept to differentiate")
+    h, weight = ctx.saved_tensors
+    return _backward(grad_y, h, weight, ctx.activation), None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def example(device: torch.device | str, dtype: torch.dtype, size: str = "any") -> Example:
+    """The size that inversion uses: 128 images of 47 tokens, the first layer of DeiT-Base's MLP."""
+    rows, k, m = 6016, 768, 3072
+    x, weight = torch.randn(rows, k, device=device, dtype=dtype), torch.randn(m, k, device=device, dtype=dtype) * k**-0.5
+    arguments = {"x": x, "weight": weight, "bias": torch.randn(m, device=device, dtype=dtype), "activation": "gelu"}
+    return Example(linear_gelu, reference.linear_gelu, arguments, inputs=("x",))

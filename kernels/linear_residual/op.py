@@ -1,0 +1,80 @@
+"""linear_residual: public function, registration, gradient."""
+
+import torch
+from torch import Tensor
+
+from ..comparison import Example
+from ..linear_gelu.op import check_linear
+from ..linear_gelu.reference import ACTIVATIONS
+from ..precision import wide
+from ..registration import expect, gradients, refuse_trainable, register
+from . import reference
+
+
+def linear_residual(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, gamma: Tensor | None = None) -> Tensor:
+    """y = residual + gamma (x W^T + b).
+
+    x: [..., k]; weight: [m, k]; bias, gamma: [m]; residual: [..., m], all of one dtype. Returns [..., m]. Differentiable in x and residual. Raises
+    ValueError where shapes or dtypes do not fit or a weight requires a gradient.
+    """
+    check_linear("linear_residual", x, weight, bias)
+    shape = (*x.shape[:-1], weight.shape[0])
+    expect("linear_residual", residual.shape == shape and residual.dtype == x.dtype, f"residual must be {x.dtype} {shape}")
+    expect("linear_residual", gamma is None or gamma.shape == shape[-1:] and gamma.dtype == x.dtype, f"gamma must be {x.dtype} [{shape[-1]}]")
+    refuse_trainable("linear_residual", gamma=gamma)
+    return _forward(x, weight, bias, residual, gamma)
+
+
+def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, gamma: Tensor | None) -> Tensor:
+    """y [..., m]."""
+    return torch.empty(residual.shape, dtype=x.dtype, device=x.device)
+
+
+def _backward_fake(grad_y: Tensor, weight: Tensor, gamma: Tensor | None) -> Tensor:
+    """Gradient [..., k] of x; that of residual is grad_y."""
+    return torch.empty(*grad_y.shape[:-1], weight.shape[1], dtype=grad_y.dtype, device=grad_y.device)
+
+
+def _backward_gelu_fake(grad_y: Tensor, weight: Tensor, gamma: Tensor | None, h: Tensor, activation: str) -> Tensor:
+    """Gradient [..., k] of h where x = f(h): the backward of this layer and of the activation before it in one product."""
+    return torch.empty(h.shape, dtype=h.dtype, device=h.device)
+
+
+def _forward_reference(x, weight, bias, residual, gamma):
+    return reference.linear_residual(x, weight, bias, residual, gamma).contiguous()
+
+
+def _backward_reference(grad_y, weight, gamma):
+    return (wide(grad_y if gamma is None else wide(grad_y) * wide(gamma)) @ wide(weight)).to(grad_y.dtype)
+
+
+def _backward_gelu_reference(grad_y, weight, gamma, h, activation):
+    grad_x = wide(grad_y if gamma is None else wide(grad_y) * wide(gamma)) @ wide(weight)
+    return gradients(ACTIVATIONS[activation], [wide(h)], [grad_x])[0].to(h.dtype)
+
+
+_forward = register("linear_residual", "forward", _forward_fake, _forward_reference)
+_backward = register("linear_residual", "backward", _backward_fake, _backward_reference)
+register("linear_residual", "backward_gelu", _backward_gelu_fake, _backward_gelu_reference)
+
+
+def _save(ctx, inputs, output):
+    _, weight, _, _, gamma = inputs
+    ctx.save_for_backward(weight, gamma)
+
+
+def _differentiate(ctx, grad_y):
+    grad_x = _backward(grad_y, *ctx.saved_tensors) if ctx.needs_input_grad[0] else None
+    return grad_x, None, None, grad_y, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def example(device: torch.device | str, dtype: torch.dtype, size: str = "any") -> Example:
+    """The size that inversion uses: 128 images of 47 tokens, the second layer of DeiT-Base's MLP."""
+    rows, k, m = 6016, 3072, 768
+    x, weight = torch.randn(rows, k, device=device, dtype=dtype), torch.randn(m, k, device=device, dtype=dtype) * k**-0.5
+    bias, residual = torch.randn(m, device=device, dtype=dtype), torch.randn(rows, m, device=device, dtype=dtype)
+    arguments = {"x": x, "weight": weight, "bias": bias, "residual": residual, "gamma": None}
+    return Example(linear_residual, reference.linear_residual, arguments, inputs=("x", "residual"))
