@@ -1,14 +1,28 @@
-"""The parts of packaging that need code: `kernels/` is installed as `smi.kernels`. Everything else is in pyproject.toml."""
+"""The parts of packaging that need code: `kernels/` and `csrc/` are installed as `smi.kernels` and `smi.csrc`, and the CUDA library is built where it
+can be. Everything else is in pyproject.toml."""
+
+import sys
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from csrc import build  # noqa: E402
+
+extensions = build.extensions()
+
 setup(
-    package_dir={"smi": "smi", "smi.kernels": "kernels"},
+    package_dir={"smi": "smi", "smi.kernels": "kernels", "smi.csrc": "csrc"},
     packages=[
         "smi",
         *(f"smi.{name}" for name in find_packages("smi")),
         "smi.kernels",
         *(f"smi.kernels.{name}" for name in find_packages("kernels")),
+        "smi.csrc",
     ],
-    package_data={"smi.teachers": ["*.safetensors", "*.json"]},
+    package_data={"smi.teachers": ["*.safetensors", "*.json"], "smi.csrc": build.SHIPPED},
+    ext_modules=extensions,
+    cmdclass=build.commands(),
+    options=build.options(extensions),
 )

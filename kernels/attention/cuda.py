@@ -1,0 +1,102 @@
+"""Attention in CUDA C++ (csrc): bfloat16 and float16, short sequences. The library that was installed, or one built on first use."""
+
+import sys
+from functools import cache
+
+import torch
+from smi.csrc import build
+from torch import Tensor
+
+MOST_TOKENS = {32: 256, 64: 256, 80: 192, 128: 128}  # by compiled width; as csrc/attention.h, which a test compares
+MOST_TOKENS_99KB = {32: 256, 64: 144, 80: 128, 128: 80}  # of these, what fits where a block gets 99 KiB of shared memory (8.6, 8.9, 12.x)
+ENOUGH_SHARED = 163 * 1024  # bytes a block gets elsewhere (8.0): all of MOST_TOKENS fit
+OLDEST_DEVICE = (8, 0)
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def unavailable() -> str | None:
+    """Why this version cannot run on this machine, in one sentence; None if it can. Builds nothing."""
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    capability = torch.cuda.get_device_capability()
+    if capability < OLDEST_DEVICE:
+        return f"it needs compute capability 8.0 or later, this device has {capability[0]}.{capability[1]}"
+    if build.BUILT.exists() or build.cached_library(architecture()).exists():
+        return None
+    reason = build.why_not()
+    return f"the CUDA library was not installed and cannot be built: {reason}" if reason else None
+
+
+def supports(n: int, width: int, dtype: torch.dtype, most_tokens: dict[int, int] = MOST_TOKENS) -> str | None:
+    """Why `n` tokens at head width `width` in `dtype` are not covered, in one sentence; None if they are."""
+    if dtype not in DTYPES:
+        return f"it takes bfloat16 and float16, not {str(dtype).removeprefix('torch.')}"
+    if width % 8 or not 8 <= width <= max(most_tokens):
+        return f"it takes head widths that are multiples of 8 up to {max(most_tokens)}, not {width}"
+    most = next(most for compiled, most in most_tokens.items() if width <= compiled)
+    return None if 1 <= n <= most else f"it takes 1 to {most} tokens at head width {width} on this device, not {n}"
+
+
+def unsupported(function: str, *args) -> str | None:
+    """Why raw `function` cannot run on `args`; None if it can."""
+    reason = unavailable()
+    if reason:
+        return reason
+    qkv, index = args[:2] if function == "forward" else args[1:3]
+    shared = torch.cuda.get_device_properties(qkv.device).shared_memory_per_block_optin
+    return supports(tokens_of(qkv, index), qkv.shape[-1], qkv.dtype, MOST_TOKENS if shared >= ENOUGH_SHARED else MOST_TOKENS_99KB)
+
+
+def forward(qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """Output [B, n, H * D] in the dtype of qkv [B, L, 3, H, D], and log(sum(exp(scores))) [B, H, n] in float32."""
+    batch, _, _, heads, width = qkv.shape
+    n = tokens_of(qkv, index)
+    out = qkv.new_empty(batch, n, heads * width)
+    lse = qkv.new_empty(batch, heads, n, dtype=torch.float32)
+    library().attention_forward(packed(qkv), integers(index), integers(lengths), scale, out, lse)
+    return out, lse
+
+
+def backward(grad: Tensor, qkv: Tensor, index: Tensor | None, lengths: Tensor | None, out: Tensor, lse: Tensor, scale: float) -> Tensor:
+    """Gradient in qkv, contiguous: zero in rows that are no token's. Repeats bit for bit."""
+    grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    library().attention_backward(
+        packed(grad), packed(qkv), integers(index), integers(lengths), packed(out), lse.contiguous(), scale, grad_qkv
+    )  # fmt: skip
+    return grad_qkv
+
+
+def tokens_of(qkv: Tensor, index: Tensor | None) -> int:
+    return qkv.shape[1] if index is None else index.shape[1]
+
+
+def packed(x: Tensor) -> Tensor:
+    """x, copied if it is not contiguous or does not start at a multiple of 16 bytes."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 16 == 0 else x.clone()
+
+
+def integers(x: Tensor | None) -> Tensor | None:
+    """x in the dtypes and order that the kernels take."""
+    if x is None:
+        return None
+    return (x if x.dtype in (torch.int32, torch.int64) else x.long()).contiguous()
+
+
+def architecture() -> str:
+    """The architecture to build for on first use, that of the current device."""
+    major, minor = torch.cuda.get_device_capability()
+    return "9.0a" if (major, minor) == (9, 0) else f"{major}.{minor}"
+
+
+@cache
+def library():
+    """torch.ops.smi_cuda, loaded once; built first where it was not installed. Raises RuntimeError where that fails."""
+    path = build.BUILT
+    if not path.exists():
+        path = build.cached_library(architecture())
+        if not path.exists():
+            print(f"smi: building the CUDA kernels once for compute capability {architecture()}, into {path.parent}", file=sys.stderr, flush=True)
+            build.compile_library(path, architecture())
+    torch.ops.load_library(str(path))
+    return torch.ops.smi_cuda
