@@ -137,7 +137,7 @@ def check(measured: dict, committed: dict, only: list[str] | None) -> int:
         else:
             print("if this is meant, look at the numbers and run python -m bench.compile_gate --update")
     else:
-        print(f"{len(measured['kernels'])} kernel configurations are as committed")
+        print(f"{len(measured['kernels'])} kernel configurations are as in {RESULTS.name}")
     return 1 if wrong or (changed and same) else 0
 
 

@@ -14,8 +14,11 @@ from ..compile_case import CompileCase
 from ..matmul import TILES, Table, Tile, cases, choose, grid, halves, launch_options, product, slope, tile_position
 from .stock import backward
 
-# The derivative needs registers: 128 x 256, and 128 x 128 by 4 warps, spill on sm_90 (compile gate).
-BACKWARD_TILES: Table = TILES | {(90, 2): (Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4))}
+# The derivative needs registers: 128 x 256, and 128 x 128 by 4 warps, spill on sm_90, 64 x 64 in steps of 32 on sm_100 (compile gate).
+BACKWARD_TILES: Table = TILES | {
+    (90, 2): (Tile(128, 128, 64, 8, 4), Tile(64, 64, 64, 4, 4)),
+    (100, 2): (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
+}
 
 __all__ = ["backward", "backward_gelu", "compile_cases", "forward"]
 
