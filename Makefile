@@ -1,1 +1,37 @@
-# `make help` lists the targets.
+# Everything a newcomer needs: `make demo` and `make test` create .venv, install and run.
+VENV ?= .venv
+PYTHON ?= python3
+RUN = $(VENV)/bin/python -m
+
+.PHONY: help demo test lint kernels gpu teacher clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(VENV)/installed: pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed ## invert the embedded digits teacher with every method: table and picture
+	$(RUN) smi demo --output out/demo --force
+
+test: $(VENV)/installed ## run all tests, kernels in Triton's interpreter where there is no GPU
+	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist worksteal --quiet --durations 10
+
+lint: $(VENV)/installed ## check style with ruff
+	$(RUN) ruff check .
+	$(RUN) ruff format --check smi tests/smi
+
+kernels: $(VENV)/installed ## what the compiler makes of every kernel: registers, spills, shared memory, instructions
+	$(RUN) bench.compile_gate
+
+gpu: ## on a CUDA machine, with its own python3: check and time every kernel version (about 8 minutes)
+	$(PYTHON) -m bench.gpu
+
+teacher: $(VENV)/installed ## train the embedded digits teacher again (about ten minutes on two cores)
+	$(RUN) smi.teachers.train_digits
+
+clean: ## remove the environment and build products
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

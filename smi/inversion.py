@@ -8,6 +8,7 @@ Dense, SMI and PRI differ only by their schedule. Pixels of patches that left ar
 import math
 import time
 from collections.abc import Callable, Iterator
+from inspect import signature
 from pathlib import Path
 
 import torch
@@ -26,30 +27,37 @@ from .settings import Iteration, Run, prepare
 from .sparse_images import SparseImages
 
 
+def _takes_settings(function: Callable) -> Callable:
+    """Show the settings of `prepare`, which `function` passes on, in the signature that help() and editors show."""
+    own = signature(function)
+    parameters = {**signature(prepare).parameters, **own.parameters}
+    del parameters["settings"]
+    function.__signature__ = own.replace(parameters=list(parameters.values()))
+    return function
+
+
+@_takes_settings
 def invert(
     model: nn.Module,
     *,
-    method: str | None = None,
-    num_images: int,
     output: str | Path | None = None,
     force: bool = False,
     progress: bool = True,
     on_batch: Callable[[SparseImages], None] | None = None,
     **settings,
 ) -> SparseImages:
-    """Synthesise `num_images` sparse images from a trained timm ViT, without data.
+    """Synthesise sparse images from a trained timm ViT, without data.
 
-    method: "dense" (DeepInversion), "smi" (Sparse Model Inversion) or "pri" (Patch Rebirth Inversion). output: a folder to which every finished batch
-    is written at once, so that an interrupted run keeps it; force: replace the images in it. progress: show iteration, it/s, loss, active patches and
-    time left on the terminal. on_batch: called with each finished batch, once it is written. settings: see `invert_batches`. Raises InputError for
-    what cannot be done, RunError where a run fails.
+    The settings are those of `invert_batches`, and: output: a folder to which every finished batch is written at once, so that an interrupted run
+    keeps it; force: replace the images in it. progress: show iteration, it/s, loss, active patches and time left on the terminal. on_batch: called
+    with each finished batch, once it is written. Raises InputError for what cannot be done, RunError where a run fails.
     """
     from .storage import Writer
 
-    run, on_iteration = prepare(model, method=method, num_images=num_images, **settings)
+    run, on_iteration = prepare(model, **settings)
     writer = None if output is None else Writer(output, force=force)
     parts: list[SparseImages] = []
-    with show_progress(on_iteration, shown=progress) as report:
+    with show_progress(on_iteration, run.provenance["method"], shown=progress) as report:
         for part in run_batches(run, report):
             parts.append(part)
             if writer is not None:
@@ -61,9 +69,11 @@ def invert(
     return SparseImages.cat(parts)
 
 
-def invert_batches(model: nn.Module, *, method: str | None = None, num_images: int, **settings) -> Iterator[SparseImages]:
+@_takes_settings
+def invert_batches(model: nn.Module, **settings) -> Iterator[SparseImages]:
     """Like `invert`, one SparseImages per finished batch.
 
+    method: "dense" (DeepInversion), "smi" (Sparse Model Inversion) or "pri" (Patch Rebirth Inversion). num_images: finished images.
     labels: classes to invert, one per trajectory, cycled when shorter; None draws them from the seed.
     iterations: updates per batch. batch_size: trajectories per batch.
     schedule: a `Schedule` of the caller's own, instead of the method's; prune_at, prune_ratio (smi), division (pri): the method's options.
@@ -76,7 +86,7 @@ def invert_batches(model: nn.Module, *, method: str | None = None, num_images: i
     model's.
     on_iteration: called with an `Iteration` after each update. seed: of everything drawn.
     """
-    run, on_iteration = prepare(model, method=method, num_images=num_images, **settings)
+    run, on_iteration = prepare(model, **settings)
     return run_batches(run, on_iteration)
 
 

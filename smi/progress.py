@@ -1,34 +1,59 @@
 """Progress of an inversion on the terminal: iteration, it/s, loss, active patches, time left."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .settings import Iteration
 
+PLAIN_EVERY = 10.0  # seconds between lines where stderr is not a terminal
+
+Report = Callable[[Iteration], None]
+
 
 @contextmanager
-def show_progress(
-    on_iteration: Callable[[Iteration], None] | None, shown: bool = True, title: str = "inverting"
-) -> Iterator[Callable[[Iteration], None]]:
-    """A callback that draws the progress on stderr, where that is a terminal, and passes each `Iteration` on."""
-    if not (shown and sys.stderr.isatty()):
-        yield on_iteration or (lambda iteration: None)
-        return
+def show_progress(on_iteration: Report | None, title: str, shown: bool = True) -> Iterator[Report]:
+    """A callback that shows the progress on stderr, a bar on a terminal and a line now and then elsewhere, and passes each `Iteration` on."""
+    with _bar(title) if shown and sys.stderr.isatty() else _lines(title, shown) as show:
+
+        def report(at: Iteration) -> None:
+            show(at)
+            if on_iteration is not None:
+                on_iteration(at)
+
+        yield report
+
+
+def _state(at: Iteration) -> str:
+    batch = f"batch {at.batch + 1}/{at.batches}  " if at.batches > 1 else ""
+    return f"{batch}{at.iteration + 1}/{at.iterations}  {_done(at) / max(at.seconds, 1e-9):.1f} it/s  loss {at.loss:.3f}  {at.active} active patches"
+
+
+def _done(at: Iteration) -> int:
+    return at.batch * at.iterations + at.iteration + 1
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Report]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"), TimeRemainingColumn()]
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(title, total=None, state="")
+        yield lambda at: bar.update(task, total=at.batches * at.iterations, completed=_done(at), state=_state(at))
 
-        def report(at: Iteration) -> None:
-            done = at.batch * at.iterations + at.iteration + 1
-            rate = done / max(at.seconds, 1e-9)
-            batch = f"batch {at.batch + 1}/{at.batches}  " if at.batches > 1 else ""
-            state = f"{batch}{at.iteration + 1}/{at.iterations}  {rate:.1f} it/s  loss {at.loss:.3f}  {at.active} active patches"
-            bar.update(task, total=at.batches * at.iterations, completed=done, state=state)
-            if on_iteration is not None:
-                on_iteration(at)
 
-        yield report
+@contextmanager
+def _lines(title: str, shown: bool) -> Iterator[Report]:
+    last = time.monotonic()
+
+    def show(at: Iteration) -> None:
+        nonlocal last
+        if shown and time.monotonic() - last >= PLAIN_EVERY:
+            last = time.monotonic()
+            left = at.seconds * (at.batches * at.iterations / _done(at) - 1)
+            print(f"{title}  {_state(at)}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    yield show

@@ -88,6 +88,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path) and move the result to `path` in one step; nothing is left behind where that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()  # with the user's permissions, which some writers would narrow
         write(temporary)
         os.replace(temporary, path)
     finally:

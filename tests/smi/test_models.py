@@ -38,7 +38,9 @@ def test_importance_is_the_cls_row_of_the_last_block():
     torch.testing.assert_close(forward(vit, images, all_patches(vit, 2)).attention, expected)
 
 
-@pytest.mark.parametrize("name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_384", "vit_small_patch14_reg4_dinov2"])
+@pytest.mark.parametrize(
+    "name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_384", "vit_small_patch14_reg4_dinov2"]
+)
 def test_timm_architectures(name):
     model = timm.create_model(name, num_classes=7).eval()
     vit = describe(model)

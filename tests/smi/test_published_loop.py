@@ -70,6 +70,7 @@ def naive_inversion(model, method, x, labels, table, low, high):
     kept = [list(range(n)) for _ in x]
     finished = [[] for _ in x]
     m, v = torch.zeros_like(x), torch.zeros_like(x)
+    row = None
 
     def act(event, row):
         for image, cells in enumerate(kept):

@@ -1,0 +1,5 @@
+"""`python -m smi` is the command `smi`."""
+
+from .cli import main
+
+main()
