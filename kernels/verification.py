@@ -98,11 +98,12 @@ def installed(package: str) -> str:
 
 
 def identity(operation: str, device: torch.device) -> dict[str, str]:
-    """All on which a verdict depends: another value of any of these asks for a new check."""
+    """All on which a verdict depends: another value of any of these asks for a new check. source: what is shared, the operation, csrc."""
+    kernels = Path(__file__).parent
+    sources = [*kernels.glob("*.py"), *(kernels / operation).glob("*.py"), *(p for p in (kernels.parent / "csrc").glob("*") if p.is_file())]
     digest = hashlib.sha256()
-    for path in sorted((Path(__file__).parent / operation).glob("*.py")):
+    for path in sorted(sources):
         digest.update(path.read_bytes())
-    library = getattr(dispatch.load(operation, "cuda"), "library_version", lambda: "") if dispatch.exists(operation, "cuda") else lambda: ""
     return {
         "operation": operation,
         "device": torch.cuda.get_device_name(device),
@@ -110,7 +111,6 @@ def identity(operation: str, device: torch.device) -> dict[str, str]:
         "triton": installed("triton"),
         "smi": installed("sparse-model-inversion"),
         "source": digest.hexdigest()[:16],
-        "library": library(),
     }
 
 
@@ -188,7 +188,8 @@ def self_check(operation: str, version: str, device: torch.device, dtype: str, s
 
 def speedup(operation: str, version: str, example: comparison.Example, device: torch.device) -> float:
     """Median time of stock PyTorch over that of `version`: forward and backward, in CUDA graphs."""
-    weights = tuple(torch.randn_like(result) for result in comparison.as_tuple(example.function(**example.arguments)))
+    with dispatch.forced("stock"):
+        weights = tuple(torch.randn_like(result) for result in comparison.as_tuple(example.function(**example.arguments)))
 
     def step() -> None:
         comparison.outcome(example.function, example.arguments, example.inputs, weights)

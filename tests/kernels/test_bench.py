@@ -1,0 +1,221 @@
+"""What of the benchmarks can run without a GPU: alternatives compute what the definitions say, the runner alternates, results become verdicts."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from smi.kernels import comparison, dispatch, timing
+from smi.kernels.verification import VERIFIED
+
+from bench import alternatives, cases, compile_gate, cubin, files, gpu, nvcc, runner, table, verified
+
+CPU = torch.device("cpu")
+SMALL = {"BATCH": 2, "HEADS": 2, "HEAD_WIDTH": 8, "WIDTH": 16, "HIDDEN": 32, "IMAGE": 64, "PATCH": 16}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The sizes of all cases, small."""
+    for name, value in SMALL.items():
+        monkeypatch.setattr(cases, name, value)
+    builders = [cases.norm_case(5), cases.gelu_case(5), cases.residual_case(5), cases.embed_case(4), cases.step_case(16), cases.tv_case()]
+    return {case.operation + case.name: case for case in [cases.attention_case(5, 2), cases.cls_case(5), *builders]}
+
+
+def test_alternatives_compute_what_the_definitions_say(small):
+    """In float64, results and gradients; the step with every patch active, because research code steps all pixels."""
+    for name, case in small.items():
+        if not dispatch.exists(case.operation, "triton"):
+            continue
+        example = case.build(CPU, torch.float64)
+        results = comparison.as_tuple(example.reference(**runner.cloned(example)))
+        weights = tuple(torch.randn_like(result) for result in results)
+        want = comparison.outcome(example.reference, example.arguments, example.inputs, weights, example.mutated)
+        for other in ("eager", *(n for n in case.others if n == "sdpa math")):
+            got = comparison.outcome(case.others[other], case.plain(example.arguments), example.inputs, weights, example.mutated)
+            for key, value in want.items():
+                assert comparison.relative_error(got[key], value) < 1e-6, f"{name} {other} {key}"
+
+
+def test_runner_measures_what_is_correct_and_says_why_not_the_rest(small, monkeypatch):
+    case = replace(small["layer_norm2x5 tokens"], dtype=torch.float32, others={"eager": alternatives.layer_norm, "broken": lambda **_: 1 / 0})
+    ceiling = runner.ceilings(CPU, elements=1 << 16, size=64, dtype=torch.float32)
+    assert min(ceiling) > 0
+    measured, refused = runner.measure(case, CPU, ceiling, rounds=3)
+    assert [m.side for m in measured] == ["stock", "eager"]
+    assert "ZeroDivisionError" in refused["broken"]
+    assert all(0 < m.warm.low <= m.warm.median <= m.warm.high and m.share > 0 for m in measured)
+    stock = dispatch.load("layer_norm", "stock")
+    monkeypatch.setattr(stock, "backward", lambda *args: torch.zeros_like(args[2]))
+    measured, refused = runner.measure(case, CPU, ceiling, rounds=3)
+    assert [m.side for m in measured] == ["eager"]  # no timing on a red test
+    assert "d_x" in refused["stock"]
+
+
+def test_rounds_alternate():
+    order = []
+    runs = {name: lambda name=name: order.append(name) for name in "ab"}
+    samples = timing.alternate(runs, CPU, rounds=4, before=lambda: order.append("flush"))
+    assert [name for name in order if name != "flush"] == list("abbaabba")
+    assert order[:2] == ["flush", "a"]
+    assert {name: len(values) for name, values in samples.items()} == {"a": 4, "b": 4}
+
+
+def test_samples_last_about_as_long_as_asked():
+    calls = []
+    timing.alternate({"a": lambda: calls.append(0)}, CPU, rounds=2, sample_seconds=1e-4)
+    assert len(calls) > 20  # many short calls to a sample, not one
+
+
+def test_quantiles():
+    assert timing.quantiles([3.0]) == (3, 3, 3)
+    assert timing.quantiles([float(i) for i in range(11)]) == (2, 5, 8)
+    assert timing.quantiles([2.0, 1.0]) == pytest.approx((1.2, 1.5, 1.8))
+
+
+def test_share_is_of_the_longer_floor(small):
+    case = replace(small["linear_gelu2x5 tokens"], bytes=1000, operations=10)
+    assert runner.floor(case, runner.Ceilings(100.0, 10.0)) == 10
+    assert runner.floor(case, runner.Ceilings(1000.0, 2.0)) == 5
+    assert runner.summary(case, "x", [20.0], None, 0, runner.Ceilings(100.0, 10.0)).share == 0.5
+    assert runner.summary(case, "x", [20.0], [40.0], 0, runner.Ceilings(100.0, 10.0)).share == 0.25
+
+
+def test_every_operation_has_a_case_with_an_eager_side():
+    assert {case.operation for case in cases.CASES} == set(dispatch.OPERATIONS)
+    assert all("eager" in case.others for case in cases.CASES)
+    assert len({(case.operation, case.name) for case in cases.CASES}) == len(cases.CASES)
+    assert {case.operation for case in cases.select(["attention"])} == {"attention"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_one_sentence(capsys):
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def verdict_row(**changes):
+    row = {"kind": "verdict", "dirty": False, "architecture": "sm_90", "operation": "layer_norm", "version": "triton", "dtype": "bfloat16"}
+    return row | {"size": "any", "correct": True, "speedup": 1.5, "note": "", "device": "X"} | changes
+
+
+def test_verified_takes_the_last_clean_verdict(tmp_path):
+    rows = [verdict_row(), verdict_row(speedup=2.0), verdict_row(speedup=9.0, dirty=True), {"kind": "case"}, verdict_row(architecture="sm_80")]
+    gpu.append(tmp_path / "x.jsonl", rows[:2])
+    gpu.append(tmp_path / "x.jsonl", rows[2:])
+    made = verified.table(verified.rows(tmp_path))["architectures"]
+    assert list(made) == ["sm_80", "sm_90"]
+    assert [v["speedup"] for v in made["sm_90"]] == [2.0]
+
+
+def test_verified_table_is_what_the_result_files_give(capsys):
+    assert verified.main(["--check"]) == 0
+    assert json.loads(VERIFIED.read_text()) == verified.table(verified.rows())
+
+
+def test_results_file_is_named_after_the_device():
+    assert gpu.results_file("NVIDIA H200").name == "nvidia-h200.jsonl"
+    assert gpu.results_file("NVIDIA A100-SXM4-80GB").name == "nvidia-a100-sxm4-80gb.jsonl"
+
+
+def test_runs_from_the_root_without_installation():
+    """Only the checkout on the path, no installed package: smi.kernels is found beside smi."""
+    root = Path(__file__).parents[2]
+    code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
+    code += "import bench, smi.kernels; print(smi.kernels.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
+    assert done.stdout.strip() == str(root / "kernels" / "__init__.py"), done.stderr
+
+
+SASS = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/              @!P0 LDG.E R5, desc[UR4][R2.64] ;
+        /*0030*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;
+        /*0040*/             @!UP0 UTMALDG.2D [UR8], [UR4] ;
+        /*0050*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0060*/                   HMMA.16816.F32.BF16 R24, R4, R8, R24 ;
+        /*0070*/                   STL [R1], R2 ;
+        /*0080*/               @P1 STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0090*/                   BRA 0x90;
+        /*00a0*/                   NOP;
+"""
+
+
+def test_instruction_counts():
+    counts = cubin.instruction_counts(SASS)
+    assert counts["mma"] == {"HGMMA": 1, "HMMA": 1}
+    assert counts["instructions"] == 9
+    assert [counts[k] for k in ("loads_128", "loads_other", "async_128", "async_other", "bulk", "spill_ops")] == [1, 1, 1, 0, 1, 1]
+    assert [counts[k] for k in ("stores_128", "stores_other")] == [1, 0]
+
+
+PTXAS = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z1aPf' for 'sm_80'
+ptxas info    : Function properties for _Z1aPf
+    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 32 registers, used 1 barriers, 16 bytes cumulative stack size, 1024 bytes smem, 360 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z1bPf' for 'sm_80'
+ptxas info    : Function properties for _Z1bPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers, 360 bytes cmem[0]
+"""
+
+
+def test_report_of_ptxas():
+    assert nvcc.parse_report(PTXAS) == {
+        "_Z1aPf": {"registers": 32, "stack": 16, "shared": 1024},
+        "_Z1bPf": {"registers": 8, "stack": 0, "shared": 0},
+    }
+
+
+def facts(**changes):
+    return {"stack": 0, "spill_ops": 0, "shared": 0, "registers": 32} | changes
+
+
+def gate(versions, **kernels):
+    return {"versions": versions, "kernels": {f"layer_norm/{name}": {"sm_80": value} for name, value in kernels.items()}}
+
+
+def test_gate_fails_on_a_change_with_the_same_compilers_only(capsys):
+    before = gate({"triton": "1"}, a=facts(), b=facts())
+    assert compile_gate.check(before, before, None) == 0
+    after = gate({"triton": "1"}, a=facts(registers=40), b=facts())
+    assert compile_gate.check(after, before, None) == 1
+    assert "layer_norm/a" in capsys.readouterr().out
+    assert compile_gate.check(gate({"triton": "1"}, a=facts()), before, None) == 1  # a kernel that went
+    assert compile_gate.check(gate({"triton": "2"}, a=facts(registers=40), b=facts()), before, None) == 0
+    assert "not held against it: compilers are {'triton': '2'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("change", "text"), [({"stack": 8}, "spills"), ({"spill_ops": 1}, "spills"), ({"shared": 166913}, "at most fit")])
+def test_gate_fails_on_a_spill_whatever_is_committed(change, text, capsys):
+    bad = gate({"triton": "9"}, a=facts(**change))
+    assert compile_gate.check(bad, bad, None) == 1
+    assert text in capsys.readouterr().out
+
+
+def test_gate_looks_only_at_what_was_compiled():
+    committed = {"versions": {}, "kernels": {"attention/x": {}, "csrc/attention/y": {"sm_80": facts()}, "layer_norm/a": {"sm_80": facts()}}}
+    assert not compile_gate.differences(gate({}, a=facts()), committed, ["layer_norm"])
+    assert not compile_gate.differences(gate({}, a=facts()), committed, None)  # no nvcc here, its kernels are not held against it
+    assert compile_gate.differences(gate({"nvcc": "1"}, a=facts()), committed, None)
+
+
+def test_table_without_rich_has_the_same_cells():
+    text = table.plain_table("title", ["name", "n"], [["a", "1"], ["bb", "22"]])
+    assert text.splitlines() == ["title", "name   n", "a      1", "bb    22"]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        files.write_json(path, {"a": object()})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
