@@ -35,10 +35,10 @@ DEVICE float dot8(uint4 x, uint4 y) {
     return sum;
 }
 
-// lse (in base 2) and delta = rowsum(O * dO) of the queries of tile i_w, straight from global memory, two lanes a row.
+// For each query of tile i_w two numbers: lse (in base 2) and delta = rowsum(O * dO), straight from global memory, two lanes a row.
 // Rows that are not real get lse = inf, so that their P is zero.
 template <class T, int BD>
-DEVICE void load_lse_and_delta(const AttentionParams& p, const Place& at, uint32_t s_lse, uint32_t s_delta) {
+DEVICE void load_lse_and_delta(const AttentionParams& p, const Place& at, uint32_t s_stats) {
     const int row = at.i_w * TILE + at.lane / 2;
     const bool is_real = row < at.real;
     const Rows out = at.merged(p, p.out), dout = at.merged(p, p.dout);
@@ -51,15 +51,15 @@ DEVICE void load_lse_and_delta(const AttentionParams& p, const Place& at, uint32
     }
     delta += shuffle_xor(delta, 1);
     if (at.lane % 2 == 0) {
-        shared_store(s_lse + row * 4, is_real ? at.lse(p)[row] * LOG2_E : INFINITE);
-        shared_store(s_delta + row * 4, delta);
+        shared_store(s_stats + row * 8, is_real ? at.lse(p)[row] * LOG2_E : INFINITE);
+        shared_store(s_stats + row * 8 + 4, delta);
     }
 }
 
 // One 16x16 block: the warp's keys against the queries of tile i_q. Adds to dK and dV, leaves dS^T in s_ds.
 template <class T, int BD>
 DEVICE void block_of_keys(float (&b_dk)[BD / 16][2][4], float (&b_dv)[BD / 16][2][4], const Place& at, float scale, uint32_t s_q, uint32_t s_k,
-                          uint32_t s_v, uint32_t s_do, uint32_t s_lse, uint32_t s_delta, uint32_t s_ds, int i_q) {
+                          uint32_t s_v, uint32_t s_do, uint32_t s_stats, uint32_t s_ds, int i_q) {
     const int o_k = at.i_w * TILE + at.lane / 4, o_q = i_q * TILE + at.lane % 4 * 2;
     float b_s[2][4], b_dp[2][4];  // [16 keys, 16 queries]
     product<T, BD>(b_s, s_k, at.i_w * TILE, s_q, i_q * TILE, at.lane);
@@ -67,12 +67,12 @@ DEVICE void block_of_keys(float (&b_dk)[BD / 16][2][4], float (&b_dv)[BD / 16][2
     float b_ds[2][4];  // [16 keys, 16 queries]
 #pragma unroll
     for (int j = 0; j < 2; j++) {
-        const float2 lse = shared_load2(s_lse + (o_q + 8 * j) * 4), delta = shared_load2(s_delta + (o_q + 8 * j) * 4);
+        const float4 stats = shared_load4(s_stats + (o_q + 8 * j) * 8);  // lse, delta of this lane's two queries
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            const float e = exp2_fast(b_s[j][i] * scale - (i % 2 ? lse.y : lse.x));
+            const float e = exp2_fast(b_s[j][i] * scale - (i % 2 ? stats.z : stats.x));
             b_s[j][i] = o_k + i / 2 * 8 < at.real ? e : 0.f;
-            b_ds[j][i] = b_s[j][i] * (b_dp[j][i] - (i % 2 ? delta.y : delta.x));
+            b_ds[j][i] = b_s[j][i] * (b_dp[j][i] - (i % 2 ? stats.w : stats.y));
         }
     }
     uint32_t b_a[4];  // [16 keys, 16 queries]
@@ -90,7 +90,7 @@ DEVICE void chunk_of_queries(const AttentionParams& p, const Place& at, uint32_t
     for (int i = at.i_w; i < (last - i_q) * (BD / BC); i += p.warps) {
         const int tile = i / (BD / BC), chunk = i % (BD / BC) * (BC / 8);
         float b_dq[BC / 16][2][4] = {};  // [16, BC]
-#pragma unroll 2
+#pragma unroll 1  // unrolled, width 64 spills
         for (int i_k = 0; i_k < at.tiles; i_k++) {
             uint32_t b_a[4];  // [16 queries, 16 keys]
             load_a_from_transpose<CHUNK_TOKENS>(b_a, s_ds, i_k * TILE, 2 * tile, at.lane);
@@ -118,10 +118,9 @@ DEVICE void chunk_of_queries(const AttentionParams& p, const Place& at, uint32_t
 template <class T, int BD, int WARPS>
 KERNEL(32 * WARPS, 1) attention_backward_chunks_kernel(const AttentionParams p) {
     const Place at(p);
-    if (!at.is_there(p)) return;
     const int rows = tiles_of(p.tokens) * TILE, tile_bytes = rows * Tile<BD>::ROW;
     const uint32_t s_q = shared_memory(), s_k = s_q + tile_bytes, s_v = s_k + tile_bytes, s_do = s_v + tile_bytes, s_ds = s_do + tile_bytes;
-    const uint32_t s_lse = s_ds + rows * Chunk::ROW, s_delta = s_lse + rows * 4;
+    const uint32_t s_stats = s_ds + rows * Chunk::ROW;
     const int64_t step = static_cast<int64_t>(p.heads) * p.width;
     const int chunks = (at.tiles + CHUNK_TILES - 1) / CHUNK_TILES;
     load_rows<BD, 2>(s_k, tile_bytes, at.packed(p, p.qkv, 1), step, 0, at.tiles * TILE, at.real, p.width, at.thread, at.threads);
@@ -131,14 +130,14 @@ KERNEL(32 * WARPS, 1) attention_backward_chunks_kernel(const AttentionParams p) 
         load_rows<BD, 1>(s_do, 0, at.merged(p, p.dout), 0, from, to, at.real, p.width, at.thread, at.threads);
         copy_commit();
     }
-    if (at.i_w < at.tiles) load_lse_and_delta<T, BD>(p, at, s_lse, s_delta);
+    if (at.i_w < at.tiles) load_lse_and_delta<T, BD>(p, at, s_stats);
     float b_dk[BD / 16][2][4] = {}, b_dv[BD / 16][2][4] = {};  // [16, BD]
     for (int c = 0; c < chunks; c++) {
         const int i_q = c * CHUNK_TILES, last = min(i_q + CHUNK_TILES, at.tiles);
         copy_wait_for(chunks - 1 - c);
         sync_block();  // the chunk is there, and the previous one's dS is free
         if (at.i_w < at.tiles) {
-            for (int i = i_q; i < last; i++) block_of_keys<T, BD>(b_dk, b_dv, at, p.scale * LOG2_E, s_q, s_k, s_v, s_do, s_lse, s_delta, s_ds, i);
+            for (int i = i_q; i < last; i++) block_of_keys<T, BD>(b_dk, b_dv, at, p.scale * LOG2_E, s_q, s_k, s_v, s_do, s_stats, s_ds, i);
         }
         sync_block();  // dS is complete, and the chunk's q is free
         chunk_of_queries<T, BD>(p, at, s_q, s_k, s_ds, i_q, last);

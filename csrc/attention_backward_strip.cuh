@@ -81,7 +81,6 @@ DEVICE void gradient_of_keys(const AttentionParams& p, const Place& at, uint32_t
 template <class T, int BD, int TILES, int BLOCKS>
 KERNEL(32 * TILES, BLOCKS) attention_backward_strip_kernel(const AttentionParams p) {
     const Place at(p);
-    if (!at.is_there(p)) return;
     const int tile_bytes = TILES * TILE * Tile<BD>::ROW, strip = TILES * TILE * Strip::ROW;
     const uint32_t s_q = shared_memory(), s_k = s_q + tile_bytes, s_v = s_k + tile_bytes, s_do = s_v + tile_bytes, s_p = s_do + tile_bytes, s_ds = s_p + strip;
     const int64_t step = static_cast<int64_t>(p.heads) * p.width;

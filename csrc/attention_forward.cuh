@@ -127,7 +127,6 @@ DEVICE void zero_rest(const AttentionParams& p, const Place& at) {
 template <class T, int BD, int TILES, int WARPS, int BLOCKS>
 KERNEL(32 * WARPS, BLOCKS) attention_forward_kernel(const AttentionParams p) {
     const Place at(p);
-    if (!at.is_there(p)) return;
     const int rows = (TILES ? TILES : at.tiles) * TILE, tile_bytes = rows * Tile<BD>::ROW;
     const uint32_t s_q = shared_memory(), s_k = s_q + tile_bytes, s_v = s_k + tile_bytes;
     load_rows<BD, 3>(s_q, tile_bytes, at.packed(p, p.qkv, 0), static_cast<int64_t>(p.heads) * p.width, 0, rows, at.real, p.width, at.thread,

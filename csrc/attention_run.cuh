@@ -6,9 +6,27 @@
 
 namespace smi {
 
+constexpr int MOST_IMAGES = 65535;  // of one launch: a grid's second dimension
+
+template <class X>
+X* shifted(X* pointer, int64_t bytes) { return pointer == nullptr ? nullptr : reinterpret_cast<X*>(reinterpret_cast<intptr_t>(pointer) + bytes); }
+
+// The images from `first` on.
+inline AttentionParams images_from(AttentionParams p, int64_t first) {
+    const int64_t row = first * p.heads * p.width * sizeof(uint16_t);
+    p.qkv = shifted(p.qkv, 3 * p.rows * row);
+    p.dqkv = shifted(p.dqkv, 3 * p.rows * row);
+    p.out = shifted(p.out, p.tokens * row);
+    p.dout = shifted(p.dout, p.tokens * row);
+    p.lse = shifted(p.lse, first * p.heads * p.tokens * sizeof(float));
+    p.index = shifted(p.index, first * p.tokens * (p.wide_index ? 8 : 4));
+    p.lengths = shifted(p.lengths, first * (p.wide_lengths ? 8 : 4));
+    p.batch -= first;
+    return p;
+}
+
 template <int BD>
 cudaError_t run_attention(AttentionParams p, bool backward, cudaStream_t stream) {
-    constexpr int MOST_IMAGES = 65535;  // in a grid's second dimension; the third takes the rest
     const Launch launch = launch_of<BD>(p, backward);
     p.warps = launch.warps;
     if (launch.bytes > 48 * 1024) {
@@ -21,8 +39,11 @@ cudaError_t run_attention(AttentionParams p, bool backward, cudaStream_t stream)
         const cudaError_t error = cudaMemsetAsync(p.dqkv, 0, numbers * sizeof(uint16_t), stream);
         if (error != cudaSuccess) return error;
     }
-    const int layers = (p.batch + MOST_IMAGES - 1) / MOST_IMAGES, images = (p.batch + layers - 1) / layers;
-    launch.kernel<<<dim3(p.heads, images, layers), 32 * launch.warps, launch.bytes, stream>>>(p);
+    for (int first = 0; first < p.batch; first += MOST_IMAGES) {
+        const AttentionParams part = images_from(p, first);
+        const int images = part.batch < MOST_IMAGES ? part.batch : MOST_IMAGES;
+        launch.kernel<<<dim3(p.heads, images), 32 * launch.warps, launch.bytes, stream>>>(part);
+    }
     return cudaGetLastError();
 }
 

@@ -134,22 +134,19 @@ struct Place {
     int real, tiles;            // tokens that are real; the tiles that hold them
 
     explicit DEVICE Place(const AttentionParams& p) {
-        i_b = block_image();  // may be past the last image, see is_there
+        i_b = block_image();
         i_h = block_head();
         thread = thread_id();
         threads = p.warps * 32;
         i_w = thread / 32;
         lane = thread % 32;
         real = p.tokens;
-        if (p.lengths != nullptr && is_there(p)) {
+        if (p.lengths != nullptr) {
             const int64_t length = p.wide_lengths ? static_cast<const int64_t*>(p.lengths)[i_b] : static_cast<const int32_t*>(p.lengths)[i_b];
             real = length < p.tokens ? static_cast<int>(length) : p.tokens;
         }
         tiles = tiles_of(real);
     }
-
-    // Whether there is such an image: the last layer of a grid may hold more blocks than images are left.
-    DEVICE bool is_there(const AttentionParams& p) const { return i_b < p.batch; }
 
     // Matrix `which` (q, k, v) of a packed buffer [batch, rows, 3, heads, width].
     DEVICE Rows packed(const AttentionParams& p, const void* buffer, int which) const {

@@ -21,7 +21,7 @@ struct fp16 {};
 
 DEVICE int thread_id() { return threadIdx.x; }
 DEVICE int block_head() { return blockIdx.x; }
-DEVICE int block_image() { return blockIdx.z * gridDim.y + blockIdx.y; }
+DEVICE int block_image() { return blockIdx.y; }
 DEVICE void sync_block() { __syncthreads(); }
 DEVICE void sync_warp() { __syncwarp(); }
 DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
@@ -95,9 +95,9 @@ DEVICE float2 unpack<fp16>(uint32_t both) { return __half22float2(*reinterpret_c
 
 DEVICE void shared_store(uint32_t to, uint32_t x) { asm volatile("st.shared.b32 [%0], %1;\n" ::"r"(to), "r"(x) : "memory"); }
 DEVICE void shared_store(uint32_t to, float x) { asm volatile("st.shared.f32 [%0], %1;\n" ::"r"(to), "f"(x) : "memory"); }
-DEVICE float2 shared_load2(uint32_t from) {
-    float2 x;
-    asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];\n" : "=f"(x.x), "=f"(x.y) : "r"(from) : "memory");
+DEVICE float4 shared_load4(uint32_t from) {
+    float4 x;
+    asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];\n" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(from) : "memory");
     return x;
 }
 DEVICE uint4 shared_load16(uint32_t from) {

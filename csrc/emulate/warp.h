@@ -18,6 +18,7 @@ using std::min;
 struct bf16 {};
 struct fp16 {};
 struct float2 { float x, y; };
+struct float4 { float x, y, z, w; };
 struct uint4 { uint32_t x, y, z, w; };
 
 inline float from_bits(uint32_t bits) {
@@ -193,9 +194,9 @@ inline void shared_store_together(uint32_t to, uint32_t x) {
 }
 inline void shared_store(uint32_t to, uint32_t x) { shared_store_together(to, x); }
 inline void shared_store(uint32_t to, float x) { std::memcpy(block()->shared(to, 4), &x, 4); }
-inline float2 shared_load2(uint32_t from) {
-    float2 x;
-    std::memcpy(&x, block()->shared(from, 8), 8);
+inline float4 shared_load4(uint32_t from) {
+    float4 x;
+    std::memcpy(&x, block()->shared(from, 16), 16);
     return x;
 }
 inline uint4 shared_load16(uint32_t from) {
