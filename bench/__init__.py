@@ -1,11 +1,12 @@
 """What is claimed, measured. Runs from the repository's root also where the package is not installed."""
 
 import sys
+from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 try:
-    import smi.kernels
+    import_module("smi.kernels")
 except ModuleNotFoundError as error:
     if error.name != "smi.kernels" and error.name != "smi":
         raise

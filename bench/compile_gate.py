@@ -77,7 +77,7 @@ def measure(only: list[str] | None) -> dict:
             versions["nvcc"] = nvcc.version()
             kernels |= nvcc.compile_all()
         else:
-            print("csrc is not compiled: nvcc is not on the PATH")
+            print("csrc is not compiled: there is no nvcc")
     return {"versions": versions, "kernels": kernels}
 
 

@@ -6,23 +6,24 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from smi.csrc import build
+
 from . import cubin
 
 SOURCES = Path(__file__).parents[1] / "csrc"
 ARCHITECTURES = ("sm_80", "sm_90a")
-FLAGS = ("-std=c++17", "-O3", "-I", str(SOURCES))
 ENTRY = re.compile(r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame.*?Used (\d+) registers([^\n]*)", re.S)
 SHARED = re.compile(r"(\d+) bytes smem")
 
 
 def found() -> bool:
-    """Whether nvcc is on the PATH."""
-    return shutil.which("nvcc") is not None
+    """Whether there is an nvcc that the build would use."""
+    return build.nvcc() is not None
 
 
 def version() -> str:
     """Version of nvcc, for example 13.0.88."""
-    return re.search(r"V([\d.]+)", cubin.run("nvcc", "--version"))[1]
+    return re.search(r"V([\d.]+)", cubin.run(build.nvcc(), "--version"))[1]
 
 
 def compile_all() -> dict[str, dict]:
@@ -39,7 +40,7 @@ def compile_one(source: Path, architecture: str) -> dict[str, dict]:
     """Facts of every kernel in one source for one architecture, by demangled name without its arguments."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernels.cubin"
-        command = ["nvcc", *FLAGS, "-cubin", f"-arch={architecture}", "-Xptxas", "-v", "-o", str(binary), str(source)]
+        command = [build.nvcc(), *build.FLAGS, "-I", str(SOURCES), "-cubin", f"-arch={architecture}", "-Xptxas", "-v", "-o", str(binary), str(source)]
         report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
         text = cubin.run(cubin.tool("cuobjdump"), "-sass", binary)
     return {short_name(mangled): facts | cubin.instruction_counts(code_of(mangled, text)) for mangled, facts in parse_report(report).items()}
@@ -65,4 +66,4 @@ def short_name(mangled: str) -> str:
     if not demangler:
         return mangled
     name = cubin.run(demangler, mangled).strip()
-    return re.sub(r"^void |\(anonymous namespace\)::|\((?:int|bool|unsigned int)\)|\([^()]*\)$", "", name)
+    return re.sub(r"^void |smi::|\(anonymous namespace\)::|\((?:int|bool|unsigned int)\)|\([^()]*\)$", "", name)
