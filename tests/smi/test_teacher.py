@@ -54,6 +54,7 @@ def test_no_test_image_is_in_the_training_split():
     assert (record["train_images"], record["test_images"]) == (len(train_images), len(test_images))
 
 
+@pytest.mark.slow
 def test_training_learns():
     model, record = train({**CONFIG, "epochs": 6})
     assert record["test_accuracy"] > 0.2  # from 0.1 by chance, in a fortieth of the training
