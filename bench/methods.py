@@ -1,15 +1,12 @@
 """Whole inversions: seconds per finished image of dense, SMI and PRI, the same number of images, rounds of the methods in turn, medians.
 
 `python -m bench.methods` measures DeiT-Tiny/16 at 224 with random weights (time does not depend on them) and appends its rows to
-bench/results/methods.jsonl.
+bench/results/<device>.jsonl.
 """
 
 import argparse
-import json
 import platform
 import statistics
-import subprocess
-from pathlib import Path
 
 import torch
 
@@ -17,9 +14,9 @@ from smi.checkpoints import load_model
 from smi.demo import compare
 from smi.tables import info_table
 
+from .gpu import append, git, results_file
 from .table import print_table
 
-RESULTS = Path(__file__).parent / "results" / "methods.jsonl"
 METHODS = (("dense", {}), ("smi", {}), ("pri", {"division": 7}))
 
 
@@ -63,14 +60,10 @@ def conditions(model: str, iterations: int, batch_size: int, rounds: int) -> dic
         "dtype": "float32",
         "device": info["devices"][-1 if torch.cuda.is_available() else 0],
         "versions": info["versions"],
-        "commit": _git("rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "commit": git("rev-parse", "HEAD") or "unknown",
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
         "system": platform.platform(),
     }
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
 
 
 def main() -> None:
@@ -83,8 +76,7 @@ def main() -> None:
     given = parser.parse_args()
     rows = measure(given.model, given.images, given.iterations, given.batch_size, given.rounds)
     under = conditions(given.model, given.iterations, given.batch_size, given.rounds)
-    with RESULTS.open("a") as file:
-        file.writelines(json.dumps({**row, **under}) + "\n" for row in rows)
+    append(results_file(under["device"]["name"]), [{"kind": "method", **row, **under} for row in rows])
     print_table(
         "{model}, {weights} weights, {iterations} iterations, {batch_size} trajectories at a time".format(**under),
         ("method", "sparsity", "images", "seconds/image", "speed-up", "FLOPs predict"),
