@@ -1,0 +1,94 @@
+"""attention: public function, registration, gradient."""
+
+import torch
+from torch import Tensor
+
+from ..comparison import Example
+from ..precision import wide
+from ..registration import expect, gradients, register
+from . import reference
+
+INTEGERS = (torch.int32, torch.int64)
+SIZES = ("short", "long")
+SHORT = 256  # tokens
+
+
+def attention(qkv: Tensor, index: Tensor | None = None, lengths: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """Attention output with heads merged.
+
+    qkv: [B, L, 3, H, D], any strides; index: int32 or int64 [B, n], distinct rows of qkv to attend among, all L when None; lengths: int32 or int64
+    [B], 1 <= length <= n, tokens of each image that are real; scale: D ** -0.5 when None. Returns [B, n, H * D]; rows past an image's length are
+    zero. Differentiable in qkv: rows that are not named, or past the length, get exact zeros. Values of index and lengths are not checked (that
+    would wait for the device). Raises ValueError where shapes or dtypes do not fit.
+    """
+    got = f"{qkv.dtype} {tuple(qkv.shape)}"
+    expect("attention", qkv.is_floating_point() and qkv.ndim == 5 and qkv.shape[2] == 3, f"qkv must be floating point [B, L, 3, H, D], got {got}")
+    batch, rows = qkv.shape[:2]
+    expect("attention", min(qkv.shape[1:]) > 0, f"qkv must have at least one token, head and element, got {got}")
+    if index is not None:
+        fits = index.dtype in INTEGERS and index.ndim == 2 and index.shape[0] == batch and 1 <= index.shape[1] <= rows
+        expect("attention", fits, f"index must be int32 or int64 [{batch}, n], 1 <= n <= {rows}, got {index.dtype} {tuple(index.shape)}")
+    if lengths is not None:
+        fits = lengths.dtype in INTEGERS and lengths.shape == (batch,)
+        expect("attention", fits, f"lengths must be int32 or int64 [{batch}], got {lengths.dtype} {tuple(lengths.shape)}")
+    for name, tensor in (("index", index), ("lengths", lengths)):
+        expect("attention", tensor is None or tensor.device == qkv.device, f"{name} must be on {qkv.device}, like qkv")
+    return _forward(qkv, index, lengths, qkv.shape[-1] ** -0.5 if scale is None else float(scale))[0]
+
+
+def _forward_fake(qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    """out [B, n, H * D]; lse [B, H, n], log of the sum of exponentials of each query's scores, float32 (float64 for float64)."""
+    batch, n, _, heads, width = qkv.shape
+    n = n if index is None else index.shape[1]
+    return qkv.new_empty(batch, n, heads * width), qkv.new_empty(batch, heads, n, dtype=torch.promote_types(qkv.dtype, torch.float32))
+
+
+def _backward_fake(
+    grad: Tensor, qkv: Tensor, index: Tensor | None, lengths: Tensor | None, out: Tensor, lse: Tensor, scale: float
+) -> Tensor:
+    """Gradient [B, L, 3, H, D] of qkv, contiguous."""
+    return torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
+
+
+def _forward_reference(qkv, index, lengths, scale):
+    q, k, _ = wide(qkv if index is None else reference.take_rows(qkv, index)).permute(2, 0, 3, 1, 4)
+    scores = q @ k.transpose(-1, -2) * scale
+    if lengths is not None:
+        past = torch.arange(q.shape[2], device=qkv.device) >= lengths[:, None]
+        scores = scores.masked_fill(past[:, None, None, :], float("-inf"))
+    lse = scores.logsumexp(-1)
+    return reference.attention(qkv, index, lengths, scale), lse.to(torch.promote_types(qkv.dtype, torch.float32))
+
+
+def _backward_reference(grad, qkv, index, lengths, out, lse, scale):
+    return gradients(lambda qkv: reference.attention(qkv, index, lengths, scale), [qkv], [grad])[0]
+
+
+_forward = register("attention", "forward", _forward_fake, _forward_reference)
+_backward = register("attention", "backward", _backward_fake, _backward_reference)
+
+
+def _save(ctx, inputs, output):
+    qkv, index, lengths, ctx.scale = inputs
+    ctx.save_for_backward(qkv, index, lengths, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx, grad, _):
+    return None if grad is None else _backward(grad, *ctx.saved_tensors, ctx.scale), None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def size_class(function: str, *args) -> str:
+    qkv, index = args[:2] if function == "forward" else args[1:3]
+    return SIZES[(qkv if index is None else index).shape[1] > SHORT]
+
+
+def example(device: torch.device | str, dtype: torch.dtype, size: str = "short") -> Example:
+    """128 images of DeiT-Base at 47 tokens; one of the same width at 577 tokens for every eight."""
+    batch, n = {"short": (128, 47), "long": (16, 577)}[size]
+    qkv = torch.randn(batch, n, 3, 12, 64, device=device, dtype=dtype)
+    return Example(attention, reference.attention, {"qkv": qkv}, inputs=("qkv",))

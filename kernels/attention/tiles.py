@@ -1,0 +1,171 @@
+"""Tiles of the attention kernels: which sizes a kernel is compiled for, by head width, bytes of a number, tokens and architecture.
+
+Chosen from the compiler's report (registers, spills, shared memory, instructions; see README.md), not timed. A head is padded to a power of two.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from ..compile_case import CompileCase
+
+WIDEST = 128  # elements of a head
+
+
+class Tile(NamedTuple):
+    """BT queries and BS keys at a time, in the single-pass backward the last tile of keys BE; warps of a program, stages of its loop."""
+
+    BT: int
+    BS: int
+    BE: int
+    warps: int
+    stages: int
+
+
+class Entry(NamedTuple):
+    """A tile, the longest sequence it is for, and the oldest architecture (capability times 10) it is for. The first that fits is taken."""
+
+    n: int  # tokens
+    tile: Tile
+    oldest: int = 80
+
+
+ANY = 1 << 30  # tokens
+ARCHITECTURES = (80, 90, 100)  # compiled for
+WIDTHS = (16, 32, 64, 128)  # padded
+
+# Forward, by padded width and bytes. One tile of keys up to 64 tokens, so the loop vanishes; beyond, two stages bring the next keys in meanwhile.
+SHORT_FORWARD = (Entry(16, Tile(16, 16, 0, 1, 1)), Entry(32, Tile(32, 32, 0, 2, 1)), Entry(64, Tile(64, 64, 0, 4, 1)))
+FORWARD = {
+    (16, 2): (*SHORT_FORWARD, Entry(ANY, Tile(64, 64, 0, 4, 2))),
+    (32, 2): (*SHORT_FORWARD, Entry(ANY, Tile(64, 64, 0, 4, 2))),
+    (64, 2): (*SHORT_FORWARD, Entry(ANY, Tile(64, 64, 0, 4, 2))),
+    (128, 2): (*SHORT_FORWARD, Entry(ANY, Tile(64, 64, 0, 8, 2))),
+} | {(width, 4): (Entry(16, Tile(16, 16, 0, 2, 1)), Entry(ANY, Tile(32, 32, 0, 4, 1))) for width in WIDTHS}
+
+# Backward in one pass: all keys, values and their gradients of a head on the chip. Longer sequences than the last entry take the pair of kernels.
+BACKWARD = {
+    (16, 2): (
+        Entry(16, Tile(16, 16, 16, 1, 1)),
+        Entry(32, Tile(32, 32, 32, 2, 1)),
+        Entry(64, Tile(64, 64, 64, 4, 1)),
+        Entry(128, Tile(32, 128, 128, 8, 2)),
+        Entry(256, Tile(32, 256, 256, 8, 2)),
+    ),
+    (32, 2): (
+        Entry(16, Tile(16, 16, 16, 2, 1)),
+        Entry(32, Tile(32, 32, 32, 4, 1)),
+        Entry(64, Tile(64, 64, 64, 4, 1)),
+        Entry(128, Tile(32, 128, 128, 8, 2)),
+        Entry(192, Tile(32, 128, 64, 8, 2)),
+        Entry(256, Tile(32, 256, 256, 8, 2)),
+    ),
+    (64, 2): (
+        Entry(16, Tile(16, 16, 16, 2, 1)),
+        Entry(32, Tile(32, 32, 32, 4, 1)),
+        Entry(64, Tile(64, 64, 64, 4, 1)),
+        Entry(128, Tile(32, 128, 128, 8, 2), 90),
+        Entry(128, Tile(16, 128, 128, 8, 2)),
+        Entry(192, Tile(32, 128, 64, 8, 2), 90),
+        Entry(160, Tile(32, 128, 32, 8, 2)),
+        Entry(256, Tile(32, 256, 256, 8, 2), 90),
+    ),
+    (128, 2): (
+        Entry(16, Tile(16, 16, 16, 4, 1)),
+        Entry(32, Tile(32, 32, 32, 4, 1)),
+        Entry(64, Tile(64, 64, 64, 8, 1)),
+        Entry(128, Tile(32, 128, 128, 8, 1), 90),
+    ),
+    (16, 4): (Entry(16, Tile(16, 16, 16, 2, 1)), Entry(32, Tile(32, 32, 32, 4, 1))),
+    (32, 4): (Entry(16, Tile(16, 16, 16, 2, 1)), Entry(32, Tile(32, 32, 32, 4, 1))),
+    (64, 4): (Entry(16, Tile(16, 16, 16, 4, 1)), Entry(32, Tile(32, 32, 32, 8, 1))),
+    (128, 4): (Entry(16, Tile(16, 16, 16, 8, 1)),),
+}
+
+# The pair for longer sequences: dq and delta by queries, dk and dv by keys.
+QUERIES = {(width, 2): Tile(64, 64, 0, 4, 2) for width in WIDTHS} | {(128, 2): Tile(64, 64, 0, 8, 2)}
+QUERIES |= {(width, 4): Tile(32, 32, 0, 4, 1) for width in WIDTHS}
+KEYS = {(width, 2): Tile(64, 64, 0, 4, 2) for width in WIDTHS} | {(128, 2): Tile(64, 64, 0, 8, 2)}
+KEYS |= {(width, 4): Tile(32, 32, 0, 4, 1) for width in WIDTHS}
+
+
+def padded_width(width: int) -> int:
+    return next(w for w in WIDTHS if width <= w)
+
+
+def _key(width: int, dtype: torch.dtype) -> tuple[int, int]:
+    return padded_width(width), dtype.itemsize
+
+
+def _architecture(device: torch.device) -> int:
+    """Capability times 10; that of the newest tiles where kernels are interpreted."""
+    if device.type != "cuda":
+        return 90
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def _first(entries: tuple[Entry, ...], n: int, architecture: int) -> Entry | None:
+    return next((entry for entry in entries if n <= entry.n and entry.oldest <= architecture), None)
+
+
+def forward(n: int, width: int, dtype: torch.dtype) -> Tile:
+    return next(entry.tile for entry in FORWARD[_key(width, dtype)] if n <= entry.n)
+
+
+def backward(n: int, width: int, dtype: torch.dtype, device: torch.device) -> Tile | None:
+    """The tile of the single pass; None where n tokens take the pair."""
+    entry = _first(BACKWARD[_key(width, dtype)], n, _architecture(device))
+    return entry.tile if entry else None
+
+
+def queries(width: int, dtype: torch.dtype) -> Tile:
+    return QUERIES[_key(width, dtype)]
+
+
+def keys(width: int, dtype: torch.dtype) -> Tile:
+    return KEYS[_key(width, dtype)]
+
+
+def _case(name: str, kernel: Callable, number: str, width: int, tile: Tile, gathered: bool, constants: dict, on: tuple | None = None) -> CompileCase:
+    tensors = {f"p_{x}": f"*{number}" for x in ("qkv", "out", "grad", "dqkv")} | {"p_lse": "*fp32", "p_delta": "*fp32"}
+    integers = dict.fromkeys(("H", "n", "L", "s_b", "s_t", "s_c", "s_h"), "i32")
+    types = tensors | integers | {"scale": "fp32"}
+    if gathered:
+        types |= {"p_index": "*i32", "p_lengths": "*i32"}
+    else:
+        constants = constants | {"p_index": None, "p_lengths": None}
+    constants = constants | {"D": width, "BD": padded_width(width), "BT": tile.BT, "BS": tile.BS, "USE_INDEX": gathered, "USE_LENGTHS": gathered}
+    arguments = kernel.arg_names
+    return CompileCase(
+        f"attention/{name}/{number}-d{width}" + ("-gathered" if gathered else ""),
+        kernel,
+        {k: v for k, v in types.items() if k in arguments},
+        {k: v for k, v in constants.items() if k in arguments},
+        tile.warps,
+        tile.stages,
+        ("s_b", "s_t", "s_c", "s_h"),
+        on,
+    )
+
+
+def compile_cases(kernels: dict[str, Callable]) -> list[CompileCase]:
+    """Cases of kernels "forward", "backward", "queries", "keys" in every tile, plain and gathered; and a padded head, 80 of 128, in bf16."""
+    cases = []
+    for width, number in [(w, number) for number in ("bf16", "fp32") for w in WIDTHS] + [(80, "bf16")]:
+        key = padded_width(width), 2 if number == "bf16" else 4
+        for gathered in (False, True):
+            for entry in FORWARD[key]:
+                constants = {"ONE_TILE": entry.n <= entry.tile.BS}
+                name = f"fwd-n{entry.n if entry.n < ANY else 'any'}"
+                cases.append(_case(name, kernels["forward"], number, width, entry.tile, gathered, constants))
+            for entry in BACKWARD[key]:
+                tile = entry.tile
+                constants = {"BE": tile.BE, "NS": -(-entry.n // tile.BS), "ONE_TILE": entry.n <= tile.BT}
+                on = tuple(a for a in ARCHITECTURES if _first(BACKWARD[key], entry.n, a) is entry)
+                name = f"bwd-n{entry.n}" + (f"-sm{on[0]}" if on != ARCHITECTURES else "")
+                cases.append(_case(name, kernels["backward"], number, width, tile, gathered, constants, on))
+            cases.append(_case("bwd-queries", kernels["queries"], number, width, QUERIES[key], gathered, {}))
+            cases.append(_case("bwd-keys", kernels["keys"], number, width, KEYS[key], gathered, {}))
+    return cases
