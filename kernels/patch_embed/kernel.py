@@ -148,10 +148,12 @@ def unsupported(function: str, *args) -> str | None:
     tensor, index, weight = args[:3]
     if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"its weight is {weight.dtype}"
-    height, width = tensor.shape[2:] if function == "forward" else args[6:8]
-    rows = tensor.shape[0] * (index.shape[1] + tensor.shape[1])  # of tokens, at least
-    image = weight.shape[1] * height * width  # pixels, at least
-    return "it has 2^31 tokens, weights or pixels per image, or more" if max(rows, weight.numel(), image) >= 2**31 else None
+    if function == "forward":
+        prefix, pixels = 0 if args[5] is None else args[5].shape[0], tensor[:1].numel()
+    else:
+        prefix, pixels = args[5], weight.shape[1] // args[4] ** 2 * args[6] * args[7]
+    largest = max(tensor.shape[0] * (prefix + index.shape[1]) + 128, weight.numel(), pixels)  # the last tile passes the end by less than 128
+    return "it has 2^31 tokens, weights or pixels in one image, or more" if largest >= 2**31 else None
 
 
 def tile(tiles: dict, dtype: torch.dtype, elements: int) -> tuple[dict[str, int], dict[str, int]]:

@@ -146,7 +146,16 @@ def test_versions_meet_the_error_rule(version, n, tv, dtype, device):
     checks.check_version(version, image_step, definition, arguments(n=n, tv=tv, device=device), (), dtype, WRITTEN)
 
 
-SIZES = [(4, (7, 8), 46, 1), (8, (4, 7), 28, 4), (14, (7, 7), 46, 3), (16, (2, 4), 7, 1), (16, (5, 6), 29, 3), (32, (1, 3), 1, 3), (40, (2, 2), 3, 2)]
+SIZES = [
+    (4, (7, 8), 46, 1),
+    (4, (5, 6), 29, 3),
+    (8, (4, 7), 28, 4),
+    (14, (3, 5), 7, 3),
+    (16, (2, 4), 7, 1),
+    (16, (3, 4), 7, 3),
+    (32, (1, 3), 1, 3),
+    (40, (2, 2), 3, 2),
+]
 
 
 @pytest.mark.parametrize(("patch", "grid", "n", "channels"), SIZES)

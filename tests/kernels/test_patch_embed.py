@@ -220,6 +220,14 @@ def test_empty(version, device):
         assert torch.equal(grad, torch.zeros_like(images))
 
 
+def test_too_large_for_32_bit_offsets_is_refused():
+    """Shapes alone decide, so tensors of one element stand in for the memory."""
+    wide = torch.zeros(1).expand(1, 1, 2**16, 2**15)
+    given = {"images": wide, "index": torch.zeros(1, 1, dtype=torch.int64), "weight": torch.zeros(1, 1), "patch_size": 1}
+    with dispatch.forced("triton"), pytest.raises(dispatch.BackendUnavailable, match="2\\^31"):
+        patch_embed(**given)
+
+
 def test_gradcheck():
     given = arguments(patch=2, grid=(2, 3), n=4, d=3, augmentation=(1, -3, 1))
     images = given.pop("images").requires_grad_()
