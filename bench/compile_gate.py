@@ -19,7 +19,7 @@ from pathlib import Path
 from smi.kernels import dispatch
 
 from . import cubin, nvcc
-from .files import write_json
+from .files import write_text
 from .table import print_table
 
 RESULTS = Path(__file__).parent / "results" / "compile_gate.json"
@@ -79,6 +79,16 @@ def measure(only: list[str] | None) -> dict:
         else:
             print("csrc is not compiled: there is no nvcc")
     return {"versions": versions, "kernels": kernels}
+
+
+def as_text(versions: dict, kernels: dict) -> str:
+    """JSON with one line per kernel and architecture, so that a change is a line of the diff."""
+
+    def lines(architectures: dict) -> str:
+        return ",\n".join(f'   "{architecture}": {json.dumps(facts)}' for architecture, facts in architectures.items())
+
+    body = ",\n".join(f'  "{name}": {{\n{lines(kernels[name])}\n  }}' for name in sorted(kernels))
+    return f'{{\n "versions": {json.dumps(versions)},\n "kernels": {{\n{body}\n }}\n}}\n'
 
 
 def faults(measured: dict) -> list[str]:
@@ -155,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     committed = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"versions": {}, "kernels": {}}
     if options.update:
         kept = {name: v for name, v in committed["kernels"].items() if options.only and name.split("/")[0] not in options.only}
-        write_json(RESULTS, {"versions": committed["versions"] | measured["versions"], "kernels": dict(sorted((kept | measured["kernels"]).items()))})
+        write_text(RESULTS, as_text(committed["versions"] | measured["versions"], kept | measured["kernels"]))
         print(f"wrote {RESULTS}")
     if options.check:
         return check(measured, committed, options.only)

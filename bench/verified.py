@@ -24,7 +24,7 @@ def table(rows: list[dict]) -> dict:
     """The last verdict for every architecture, operation, version, dtype and class of sizes. A verdict from uncommitted code does not count."""
     last: dict[str, dict[tuple, dict]] = {}
     for row in rows:
-        if row["kind"] == "verdict" and not row["dirty"]:
+        if row.get("kind") == "verdict" and not row["dirty"]:
             verdict = verification.Verdict(**{field: row[field] for field in verification.Verdict._fields})
             last.setdefault(row["architecture"], {})[verdict[:4]] = verdict._asdict()
     return {"architectures": {arch: [verdicts[key] for key in sorted(verdicts)] for arch, verdicts in sorted(last.items())}}

@@ -207,6 +207,14 @@ def test_gate_looks_only_at_what_was_compiled():
     assert compile_gate.differences(gate({"nvcc": "1"}, a=facts()), committed, None)
 
 
+def test_gate_file_has_a_line_per_kernel_and_architecture():
+    before = gate({"triton": "1"}, b=facts(mma={"HMMA": 4}), a=facts())
+    text = compile_gate.as_text(before["versions"], before["kernels"])
+    assert json.loads(text) == before
+    assert sum('"sm_80"' in line for line in text.splitlines()) == 2
+    assert text.index("layer_norm/a") < text.index("layer_norm/b")
+
+
 def test_table_without_rich_has_the_same_cells():
     text = table.plain_table("title", ["name", "n"], [["a", "1"], ["bb", "22"]])
     assert text.splitlines() == ["title", "name   n", "a      1", "bb    22"]
@@ -216,6 +224,6 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "x.json"
     files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        files.write_json(path, {"a": object()})
+        files.write_text(path, object())
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
