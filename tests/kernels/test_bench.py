@@ -99,6 +99,38 @@ def test_without_a_gpu_one_sentence(capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_a_whole_run_on_the_cpu(small, monkeypatch, tmp_path, capsys):
+    """All that `python -m bench.gpu` does, on small shapes, the Triton kernels interpreted: verdicts and cases in the file, tables printed."""
+    from smi.kernels.layer_norm import op
+
+    monkeypatch.setattr(op, "example", lambda device, dtype, size: small["layer_norm2x5 tokens"].build(device, dtype))
+    monkeypatch.setattr(cases, "CASES", (small["layer_norm2x5 tokens"], small["linear_gelu2x5 tokens"]))
+    about = {"device": "Imaginary 1", "dirty": False, "architecture": "sm_90", "commit": "0"}
+    monkeypatch.setattr(gpu, "environment", lambda device: dict(about))
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    ceiling = runner.Ceilings(1e9, 1e9)
+    monkeypatch.setattr(runner, "ceilings", lambda device: ceiling)
+    options = gpu.argparse.Namespace(seconds=100.0, no_compile=True)
+    assert gpu.measure_all(CPU, ["layer_norm"], options) == 0
+    rows = [json.loads(line) for line in (tmp_path / "imaginary-1.jsonl").read_text().splitlines()]
+    verdicts = [row for row in rows if row["kind"] == "verdict"]
+    assert [(v["version"], v["dtype"], v["correct"]) for v in verdicts] == [("triton", d, True) for d in ("bfloat16", "float16", "float32")]
+    timed = [row for row in rows if row["kind"] == "case"]
+    assert [row["side"] for row in timed] == ["stock", "eager"]
+    assert all(row["resolved"] in dispatch.VERSIONS and len(row["warm_us"]) == 3 and row["commit"] == "0" for row in timed)
+    assert verified.table(verified.rows(tmp_path))["architectures"]["sm_90"][0]["operation"] == "layer_norm"
+    assert "layer_norm triton" in capsys.readouterr().out
+    options.seconds = 0.0
+    assert gpu.measure_all(CPU, ["layer_norm"], options) == 0
+    assert "no time left for layer_norm 2x5 tokens: run again with --only" in capsys.readouterr().out
+
+
+def test_results_are_appended(tmp_path):
+    for i in range(2):
+        gpu.append(tmp_path / "x.jsonl", [{"i": i}])
+    assert (tmp_path / "x.jsonl").read_text() == '{"i": 0}\n{"i": 1}\n'
+
+
 def verdict_row(**changes):
     row = {"kind": "verdict", "dirty": False, "architecture": "sm_90", "operation": "layer_norm", "version": "triton", "dtype": "bfloat16"}
     return row | {"size": "any", "correct": True, "speedup": 1.5, "note": "", "device": "X"} | changes
