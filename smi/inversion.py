@@ -18,7 +18,7 @@ from . import engine
 from . import importance as ranking
 from .errors import InputError, RunError
 from .kernels.attention.reference import take_rows
-from .kernels.image_step.reference import image_step
+from .kernels.image_step import image_step
 from .memory import out_of_memory
 from .patches import to_patches
 from .progress import show_progress

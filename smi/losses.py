@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from .kernels.image_step.reference import tv_norms
+from .kernels.image_step import tv_norms
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 TV_WEIGHT = 1e-4

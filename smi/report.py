@@ -47,7 +47,7 @@ def picture_grid(
     columns = max(len(images) for _, images in rows)
     height, width = rows[0][1].image_size
     cell = (CELL, CELL * height / width)
-    margin = 0.2 + 0.062 * max(len(name) for name, _ in rows)  # inches, for the row titles
+    margin = 0.2 + 0.072 * max(len(name) for name, _ in rows)  # inches, for the row titles
     size = (columns * cell[0] + margin, len(rows) * (cell[1] + 0.16) + 0.25 + 0.3 * bool(title))
     figure = Figure(figsize=size, dpi=110)
     axes = figure.subplots(len(rows), columns, squeeze=False)
