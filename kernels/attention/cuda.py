@@ -14,8 +14,9 @@ OLDEST_DEVICE = (8, 0)
 DTYPES = (torch.bfloat16, torch.float16)
 
 
+@cache
 def unavailable() -> str | None:
-    """Why this version cannot run on this machine, in one sentence; None if it can. Builds nothing."""
+    """Why this version cannot run on this machine, in one sentence; None if it can. Asked once a process; builds nothing."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     capability = torch.cuda.get_device_capability()

@@ -246,8 +246,22 @@ def test_a_build_says_what_is_missing(monkeypatch):
 
 def test_without_a_device_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    qkv = torch.zeros(1, 2, 3, 1, 64, dtype=torch.bfloat16)
-    assert cuda.unsupported("forward", qkv, None, None, 1.0) == "no CUDA device"
+    assert cuda.unavailable.__wrapped__() == "no CUDA device"
+
+
+def test_a_machine_without_nvcc_is_told_why(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(build, "nvcc", lambda: None)
+    monkeypatch.setattr(build, "BUILT", tmp_path / "none.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "cannot be built: nvcc is neither on the PATH nor in CUDA_HOME" in cuda.unavailable.__wrapped__()
+    build.cached_library("9.0a").parent.mkdir(parents=True)
+    build.cached_library("9.0a").touch()
+    assert cuda.unavailable.__wrapped__() is None  # built earlier
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    assert "compute capability 8.0" in cuda.unavailable.__wrapped__()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
