@@ -86,7 +86,7 @@ BACKWARD = {
 # The pair for longer sequences: dq and delta by queries, dk and dv by keys.
 QUERIES = {(width, 2): Tile(64, 64, 0, 4, 2) for width in WIDTHS} | {(128, 2): Tile(64, 64, 0, 8, 2)}
 QUERIES |= {(width, 4): Tile(32, 32, 0, 4, 1) for width in WIDTHS}
-KEYS = {(width, 2): Tile(64, 64, 0, 4, 2) for width in WIDTHS} | {(128, 2): Tile(64, 64, 0, 8, 2)}
+KEYS = {(width, 2): Tile(64, 64, 0, 4, 2) for width in (16, 32)} | {(64, 2): Tile(32, 64, 0, 4, 2), (128, 2): Tile(32, 64, 0, 8, 2)}
 KEYS |= {(width, 4): Tile(32, 32, 0, 4, 1) for width in WIDTHS}
 
 

@@ -5,6 +5,7 @@
 Only the prefix tokens reach the classifier, so the last block needs their queries and every token's keys and values.
 """
 
+import torch
 from torch import Tensor
 
 from ..precision import wide
@@ -20,4 +21,4 @@ def cls_attention(q: Tensor, kv: Tensor, scale: float | None = None) -> tuple[Te
     keys, values = wide(kv).permute(2, 0, 3, 1, 4)  # each [B, H, T, D]
     weights = (queries @ keys.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)).softmax(-1)
     out = (weights @ values).transpose(1, 2).flatten(2)
-    return out.to(q.dtype), weights[:, :, 0].mean(1)
+    return out.to(q.dtype), weights[:, :, 0].mean(1).to(torch.promote_types(q.dtype, torch.float32))
