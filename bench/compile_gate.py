@@ -14,6 +14,8 @@ import argparse
 import json
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 from smi.kernels import dispatch
@@ -57,6 +59,26 @@ def compile_triton(case, architecture: int) -> dict:
     return cubin.facts(compiled.asm["cubin"]) | {"shared": compiled.metadata.shared}
 
 
+_cases: list = []  # what the worker processes, which are forks, compile by its place in this list
+
+
+def compile_place(work: tuple[int, int]) -> dict:
+    place, architecture = work
+    return compile_triton(_cases[place], architecture)
+
+
+def compile_cases(cases: list) -> dict[str, dict]:
+    """{name: {architecture: facts}}, on all processors."""
+    _cases[:] = cases
+    work = [(i, a) for i, case in enumerate(cases) for a in case.architectures or ARCHITECTURES]
+    kernels: dict[str, dict] = {case.name: {} for case in cases}
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+        for done, ((place, architecture), facts) in enumerate(zip(work, pool.map(compile_place, work), strict=True), 1):
+            kernels[cases[place].name][f"sm_{architecture}"] = facts
+            progress(f"{done}/{len(work)} {cases[place].name}")
+    return kernels
+
+
 def progress(text: str) -> None:
     """Show what is being compiled, on a terminal only."""
     if sys.stderr.isatty():
@@ -65,11 +87,7 @@ def progress(text: str) -> None:
 
 def measure(only: list[str] | None) -> dict:
     """All facts: {"versions": {compiler: version}, "kernels": {name: {architecture: facts}}}."""
-    kernels: dict[str, dict] = {}
-    cases = triton_cases(only)
-    for i, case in enumerate(cases):
-        progress(f"{i + 1}/{len(cases)} {case.name}")
-        kernels[case.name] = {f"sm_{a}": compile_triton(case, a) for a in case.architectures or ARCHITECTURES}
+    kernels = compile_cases(triton_cases(only))
     progress("")
     versions = cubin.compiler_versions()
     if not only or "csrc" in only:

@@ -37,8 +37,8 @@ def facts(binary: bytes) -> dict:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary)
         file.flush()
-        resources = RESOURCES.search(run(tool("cuobjdump"), "-res-usage", file.name))
-        text = run(tool("cuobjdump"), "-sass", file.name)
+        text = run(tool("cuobjdump"), "-res-usage", "-sass", file.name)
+    resources = RESOURCES.search(text)
     return {"registers": int(resources[1]), "stack": int(resources[2])} | instruction_counts(text)
 
 
