@@ -22,6 +22,7 @@ from .version import __version__
 BATCH_SIZE = 128  # trajectories optimised together, the largest batch of the papers
 LEARNING_RATE = 0.25
 BETAS = (0.5, 0.99)
+MOST = 10**9  # of anything counted
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,11 @@ def prepare(
     on_iteration: Callable[[Iteration], None] | None = None,
 ) -> tuple[Run, Callable[[Iteration], None] | None]:
     """Check every setting and settle what is drawn; the settings are those of `invert_batches`."""
-    for name, value in (("num_images", num_images), ("batch_size", batch_size), ("iterations", iterations)):
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} must be a whole number of at least 1, got {value}")
+    for name, value, least in (("num_images", num_images, 1), ("batch_size", batch_size, 1), ("iterations", iterations, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or not least <= value <= MOST:
+            raise InputError(f"{name} must be a whole number from {least} to {MOST}, got {value}")
+    if jitter is not None and jitter < 0:
+        raise InputError(f"jitter must be a number of pixels of at least 0, got {jitter}")
     if losses is not None and tv_weight is not None:
         raise InputError("pass losses or tv_weight, not both: a list of losses brings its own total variation")
     vit = describe(model, mean=mean, std=std, flip=flip).to(_device(model, device), _dtype(dtype))

@@ -171,8 +171,11 @@ def test_reports_tell_where_the_run_is(vit):
     [
         ({"method": "best"}, "unknown method 'best'"),
         ({}, "name a method"),
-        ({"method": "dense", "num_images": 0}, "num_images must be a whole number of at least 1, got 0"),
+        ({"method": "dense", "num_images": 0}, "num_images must be a whole number from 1 to 1000000000, got 0"),
         ({"method": "dense", "batch_size": 0}, "batch_size must be"),
+        ({"method": "dense", "seed": -1}, "seed must be a whole number from 0"),
+        ({"method": "dense", "jitter": -1}, "jitter must be"),
+        ({"method": "dense", "num_images": 10**10}, "num_images must be a whole number"),
         ({"method": "dense", "labels": [5]}, "labels must be whole numbers from 0 to 4"),
         ({"method": "dense", "labels": [-1]}, "labels must be whole numbers from 0 to 4"),
         ({"method": "dense", "labels": []}, "at least one class"),
