@@ -41,8 +41,9 @@ FORWARD = {
     (16, 2): (*SHORT_FORWARD, Entry(ANY, Tile(64, 64, 0, 4, 2))),
     (32, 2): (*SHORT_FORWARD, Entry(ANY, Tile(64, 64, 0, 4, 2))),
     (64, 2): (*SHORT_FORWARD, Entry(ANY, Tile(64, 64, 0, 4, 2))),
-    (128, 2): (*SHORT_FORWARD, Entry(ANY, Tile(64, 64, 0, 8, 2))),
-} | {(width, 4): (Entry(16, Tile(16, 16, 0, 2, 1)), Entry(ANY, Tile(32, 32, 0, 4, 1))) for width in WIDTHS}
+    (128, 2): (*SHORT_FORWARD[:2], Entry(64, Tile(64, 64, 0, 8, 1)), Entry(ANY, Tile(64, 64, 0, 8, 2))),
+} | {(width, 4): (Entry(16, Tile(16, 16, 0, 2, 1)), Entry(ANY, Tile(32, 32, 0, 4, 1))) for width in (16, 32, 64)}
+FORWARD |= {(128, 4): (Entry(16, Tile(16, 16, 0, 4, 1)), Entry(ANY, Tile(32, 16, 0, 8, 1)))}
 
 # Backward in one pass: all keys, values and their gradients of a head on the chip. Longer sequences than the last entry take the pair of kernels.
 BACKWARD = {
@@ -85,9 +86,9 @@ BACKWARD = {
 
 # The pair for longer sequences: dq and delta by queries, dk and dv by keys.
 QUERIES = {(width, 2): Tile(64, 64, 0, 4, 2) for width in WIDTHS} | {(128, 2): Tile(64, 64, 0, 8, 2)}
-QUERIES |= {(width, 4): Tile(32, 32, 0, 4, 1) for width in WIDTHS}
+QUERIES |= {(width, 4): Tile(32, 32, 0, 8, 1) for width in (16, 32, 64)} | {(128, 4): Tile(16, 16, 0, 8, 1)}
 KEYS = {(width, 2): Tile(64, 64, 0, 4, 2) for width in (16, 32)} | {(64, 2): Tile(32, 64, 0, 4, 2), (128, 2): Tile(32, 64, 0, 8, 2)}
-KEYS |= {(width, 4): Tile(32, 32, 0, 4, 1) for width in WIDTHS}
+KEYS |= {(width, 4): Tile(32, 32, 0, 8, 1) for width in WIDTHS}
 
 
 def padded_width(width: int) -> int:

@@ -19,10 +19,10 @@ from ..compile_case import CompileCase
 
 LOG2E = tl.constexpr(1.4426950408889634)
 WIDEST = 128  # elements of a head
-MOST_QUERIES = 16
-# Tokens BT at a time and warps, by padded width: 16 to 64 elements a thread of keys and as many of values in registers (from the compiler's report,
-# not timed). Up to BT tokens the loops vanish and nothing is read twice.
-TILES = {16: (256, 4), 32: (128, 4), 64: (64, 4), 128: (64, 8)}
+MOST_QUERIES = 5  # CLS and four registers; the backward unrolls them
+# Tokens BT at a time and warps, by padded width: 8 to 16 elements a thread of each of keys, values and their gradients. Twice as many spill with five
+# queries (from the compiler's report, not timed). Up to BT tokens the loops vanish.
+TILES = {16: (128, 8), 32: (64, 8), 64: (64, 8), 128: (32, 8)}
 
 
 @triton.jit
