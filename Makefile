@@ -28,7 +28,7 @@ kernels: $(VENV)/installed ## what the compiler makes of every kernel: registers
 	$(RUN) bench.compile_gate
 
 gpu: ## on a CUDA machine, with its own python3: check and time every kernel version (about 8 minutes)
-	$(PYTHON) -m bench.gpu
+	$(PYTHON) -m bench.gpu && $(PYTHON) -m bench.verified
 
 teacher: $(VENV)/installed ## train the embedded digits teacher again (about ten minutes on two cores)
 	$(RUN) smi.teachers.train_digits

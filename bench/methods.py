@@ -62,7 +62,7 @@ def conditions(model: str, iterations: int, batch_size: int, rounds: int) -> dic
         "versions": info["versions"],
         "commit": git("rev-parse", "HEAD") or "unknown",
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
     }
 
 

@@ -18,11 +18,17 @@ def draw(iterations: int, image_size: tuple[int, int], generator: torch.Generato
 
 def from_rows(rows: Sequence[tuple[int, int, bool]], iterations: int) -> Tensor:
     """A user's own table, one (dy, dx, flip) an iteration."""
+    rows = list(rows)
     if len(rows) != iterations:
         raise InputError(f"augmentation needs one (dy, dx, flip) for each of the {iterations} iterations, got {len(rows)}")
-    if any(len(row) != 3 for row in rows):
-        raise InputError("each row of augmentation must be (dy, dx, flip)")
-    return torch.tensor([[int(value) for value in row] for row in rows], dtype=torch.int32)
+    try:
+        table = torch.tensor([list(row) for row in rows])
+        fits = table.ndim == 2 and table.shape[1] == 3 and not table.dtype.is_floating_point and int(table.abs().max()) < 2**30
+    except (TypeError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
+        raise InputError("each row of augmentation must be (dy, dx, flip) in whole pixels")
+    return table.int()
 
 
 def hold_still(table: Tensor, iterations: Iterable[int]) -> Tensor:

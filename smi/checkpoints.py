@@ -26,15 +26,18 @@ def load_model(
     the number of classes. random_weights: no weights at all, for timing. image_size: height, width in pixels where it differs from the
     architecture's. Raises InputError for an unknown name or a checkpoint that does not fit, RunError where pretrained weights cannot be had.
     """
+    if checkpoint is not None and random_weights:
+        raise InputError("ask for a checkpoint or for random weights, not both")
     if name == EMBEDDED:
         from .teachers import digits
 
-        if checkpoint or image_size:
-            raise InputError(f"the model '{EMBEDDED}' comes with its weights and size: leave out the checkpoint and image size")
+        if checkpoint or image_size or random_weights:
+            raise InputError(f"the model '{EMBEDDED}' comes with its weights and size: leave out checkpoint, random weights and image size")
         return digits().to(device)
     import timm
 
-    if not timm.is_model(name):
+    tags = timm.list_pretrained(name.split(".")[0] + ".*") if "." in name else [name]
+    if not timm.is_model(name) or name not in tags:
         raise InputError(f"unknown model '{name}'{_suggest(name, timm.list_models())}")
     options = {} if image_size is None else {"img_size": image_size}
     if checkpoint is not None:
@@ -56,8 +59,8 @@ def _create(name: str, options: dict) -> nn.Module:
 
     try:
         return timm.create_model(name, **options)
-    except (AssertionError, TypeError) as error:
-        raise InputError(f"{name} cannot be built with {options}: {error}") from error
+    except (AssertionError, TypeError, RuntimeError, MemoryError) as error:
+        raise InputError(f"{name} cannot be built with {options}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
 
 
 def _suggest(name: str, known: list[str]) -> str:
@@ -69,9 +72,9 @@ def _suggest(name: str, known: list[str]) -> str:
 
 def _from_file(name: str, path: Path, options: dict) -> nn.Module:
     weights = read_weights(path)
-    classes = {key: tensor.shape[0] for key, tensor in weights.items() if key in ("head.weight", "head_dist.weight")}
-    if "head.weight" in classes:
-        options = {**options, "num_classes": classes["head.weight"]}
+    head = weights.get("head.weight")
+    if head is not None and head.ndim == 2:
+        options = {**options, "num_classes": head.shape[0]}
     model = _create(name, options)
     wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
@@ -110,6 +113,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping) or not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise InputError(f"{path} holds no state_dict: it must map names to tensors, at the top or under one of {', '.join(CONTAINERS)}")
     return {key.removeprefix("module."): value for key, value in content.items()}

@@ -6,7 +6,12 @@ from pathlib import Path
 
 import click
 
+from .demo import ITERATIONS as DEMO_ITERATIONS
 from .errors import InputError, RunError
+from .kernels.dispatch import BackendUnavailable, backend
+from .losses import TV_WEIGHT
+from .schedules import PUBLISHED_ITERATIONS
+from .settings import BATCH_SIZE
 
 HELP = {"help_option_names": ["-h", "--help"], "show_default": True}
 
@@ -30,9 +35,21 @@ class Size(click.ParamType):
 
     def convert(self, value, param, ctx):
         sides = value.lower().split("x")
-        if len(sides) not in (1, 2) or not all(side.isdigit() and int(side) for side in sides):
+        if len(sides) not in (1, 2) or not all(side.isascii() and side.isdecimal() and int(side) for side in sides):
             self.fail(f"'{value}' is not a size: give pixels as S or HEIGHTxWIDTH", param, ctx)
         return int(sides[0]), int(sides[-1])
+
+
+class Fractions(click.ParamType):
+    """Numbers separated by commas."""
+
+    name = "X,X,..."
+
+    def convert(self, value, param, ctx):
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            return self.fail(f"'{value}' is not a list of numbers separated by commas", param, ctx)
 
 
 MODEL = [
@@ -42,14 +59,16 @@ MODEL = [
 WEIGHTS = [
     click.option("--checkpoint", type=click.Path(path_type=Path), help="Weights to load: .safetensors, or .pth read as plain tensors."),
     click.option("--random-weights", is_flag=True, help="Use untrained weights (to measure time)."),
+    click.option("--mean", type=Fractions(), help="Mean of the training images per channel, fractions of white; the model's own when absent."),
+    click.option("--std", type=Fractions(), help="Their standard deviation."),
 ]
 SCHEDULE = [
-    click.option("--iterations", default=4000, help="Updates per batch."),
+    click.option("--iterations", default=PUBLISHED_ITERATIONS, help="Updates per batch."),
     click.option("--prune-at", type=Numbers(), help="smi: iterations of the prune events; the published ones, scaled, when absent."),
     click.option("--prune-ratio", type=float, help="smi: share of the active patches dropped at each event; 0.3 when absent."),
     click.option("--division", type=int, help="pri: images per trajectory; 7 when absent."),
 ]
-BATCH_SIZE = click.option("--batch-size", default=128, help="Trajectories optimised together.")
+BATCH = click.option("--batch-size", default=BATCH_SIZE, help="Trajectories optimised together.")
 SEED = click.option("--seed", default=0, help="Of everything drawn.")
 FORCE = click.option("--force", is_flag=True, help="Replace what was written to the output folder before.")
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
@@ -75,13 +94,14 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the command line; returns the exit code."""
     try:
+        backend()  # a wrong SMI_BACKEND is said before anything is made
         smi.main(arguments or ["--help"], prog_name="smi", standalone_mode=False)
         return 0
     except RunInterrupted as error:
         return _fail(str(error), 130)
     except click.ClickException as error:
         return _fail(" ".join(error.format_message().split()), 2)
-    except InputError as error:
+    except (InputError, BackendUnavailable) as error:
         return _fail(str(error), 2)
     except RunError as error:
         return _fail(str(error), 1)
@@ -89,6 +109,10 @@ def run(arguments: list[str]) -> int:
         return _fail("interrupted", 130)
     except OSError as error:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+    except Exception as error:  # a fault of ours or of a library: still one sentence, and how to see the rest
+        if "--traceback" in arguments:
+            raise
+        return _fail(f"unexpected {type(error).__name__}: {' '.join(str(error).split())[:300]} (smi --traceback ... shows where)", 1)
 
 
 def _fail(message: str, code: int) -> int:
@@ -96,12 +120,18 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
+def _kept(batches: list, output: Path) -> str:
+    images = sum(map(len, batches))
+    return f"{images} finished images are in {output}" if images else "no batch was finished, nothing was written"
+
+
 class RunInterrupted(Exception):
     """Ctrl-C in the middle of a run; the message says what was kept."""
 
 
 @click.group(context_settings=HELP)
-def smi() -> None:
+@click.option("--traceback", is_flag=True, help="Show where an unexpected error came from.")
+def smi(traceback) -> None:
     """Data-free inversion of Vision Transformers: dense, sparse (SMI) and patch rebirth (PRI)."""
 
 
@@ -115,10 +145,10 @@ def smi() -> None:
     WEIGHTS,
     click.option("--method", default="pri", help="dense, smi or pri."),
     SCHEDULE,
-    BATCH_SIZE,
+    BATCH,
     click.option("--labels", type=Numbers(), help="Classes to invert, cycled; drawn from the seed when absent."),
     click.option("--importance", default="cls_attention", help="cls_attention or random."),
-    click.option("--tv-weight", default=1e-4, help="Weight of the total variation."),
+    click.option("--tv-weight", default=TV_WEIGHT, help="Weight of the total variation."),
     click.option("--flip/--no-flip", default=None, help="Whether mirror images keep their class; the model's own when absent."),
     SEED,
     click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one when absent."),
@@ -130,17 +160,14 @@ def invert(output, model, image_size, checkpoint, random_weights, as_json, **set
     from .checkpoints import load_model
     from .inversion import invert as synthesise
 
-    kept = {"images": 0}
-
-    def count(images) -> None:
-        kept["images"] += len(images)
-
+    batches = []
     teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
     try:
-        images = synthesise(teacher, output=output, on_batch=count, progress=not as_json, **settings)
+        images = synthesise(teacher, output=output, on_batch=batches.append, progress=not as_json, **settings)
     except KeyboardInterrupt:
-        what = f"{kept['images']} finished images are in {output}" if kept["images"] else "no batch was finished, nothing was written"
-        raise RunInterrupted(f"interrupted: {what}") from None
+        raise RunInterrupted(f"interrupted: {_kept(batches, output)}") from None
+    except RunError as error:
+        raise RunError(f"{error}; {_kept(batches, output)}") from error
     if as_json:
         print(json.dumps({"output": str(output), "images": len(images), "sparsity": images.sparsity, "provenance": images.provenance}))
     else:
@@ -153,15 +180,18 @@ FOLDER = click.argument("folder", type=click.Path(path_type=Path))
 @smi.command()
 @options(
     FOLDER,
-    click.option("--output", "-o", type=click.Path(path_type=Path), help="The PNG to write; FOLDER/grid.png when absent."),
-    click.option("--columns", default=10, type=click.IntRange(1), help="Images side by side."),
+    click.option("--output", "-o", type=click.Path(path_type=Path), help="The PNG to write; FOLDER/grid.png, replaced, when absent."),
+    click.option("--columns", default=10, type=click.IntRange(1, 100), help="Images side by side."),
+    click.option("--force", is_flag=True, help="Replace the PNG if it is there."),
     AS_JSON,
 )
-def show(folder, output, columns, as_json) -> None:
+def show(folder, output, columns, force, as_json) -> None:
     """Draw a grid of the images in FOLDER: dropped patches grey, PRI's stages in rows."""
     from .report import picture_grid, rows_of
     from .sparse_images import SparseImages
 
+    if output is not None and output.exists() and not force:
+        raise InputError(f"{output} exists: choose another name, or pass --force to replace it")
     images = SparseImages.load(folder)
     source = images.provenance
     patches = f"{images.index.shape[1]} of {images.grid[0] * images.grid[1]} patches"
@@ -191,7 +221,7 @@ def export(folder, output, to, shard_images, force, as_json) -> None:
 
 
 @smi.command()
-@options(MODEL, click.option("--method", help="dense, smi or pri; all of them when absent."), SCHEDULE, BATCH_SIZE, AS_JSON)
+@options(MODEL, click.option("--method", help="dense, smi or pri; all of them when absent."), SCHEDULE, BATCH, AS_JSON)
 def cost(model, image_size, method, iterations, batch_size, as_json, **settings) -> None:
     """FLOPs and memory of the methods, by the published rule and honestly, and PRI's theorem."""
     from .tables import cost_table, print_cost
@@ -211,9 +241,24 @@ def info(as_json) -> None:
 
 
 @smi.command()
+@options(click.option("--device", default="cuda", help="The GPU to check."), AS_JSON)
+def verify(device, as_json) -> None:
+    """Check every GPU version of every kernel on this GPU against the reference, time it, and keep the verdicts."""
+    import torch
+
+    from .kernels.dispatch import verify as check
+    from .tables import print_verdicts
+
+    if not torch.cuda.is_available() or torch.device(device).type != "cuda":
+        raise InputError(f"verify needs a CUDA GPU, '{device}' is none here: on the CPU the tests check every kernel")
+    verdicts = [verdict._asdict() for verdict in check(device)]
+    print(json.dumps(verdicts)) if as_json else print_verdicts(verdicts)
+
+
+@smi.command()
 @options(
     click.option("--output", "-o", default=Path("out/demo"), type=click.Path(path_type=Path), help="Folder for images and picture."),
-    click.option("--iterations", default=200, help="Updates per batch."),
+    click.option("--iterations", default=DEMO_ITERATIONS, help="Updates per batch."),
     SEED,
     FORCE,
     AS_JSON,
@@ -223,5 +268,8 @@ def demo(output, iterations, seed, force, as_json) -> None:
     from .demo import demo as run_demo
     from .tables import print_demo
 
-    result = run_demo(output, iterations=iterations, seed=seed, progress=not as_json, force=force)
+    try:
+        result = run_demo(output, iterations=iterations, seed=seed, progress=not as_json, force=force)
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"interrupted: what was finished is in the folders of {output}") from None
     print(json.dumps(result)) if as_json else print_demo(result)

@@ -1,7 +1,7 @@
 """The main job on the embedded teacher: every method, the same number of images, one table and one picture."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,16 +10,25 @@ import torch
 from . import cost
 from .forward import forward_sparse
 from .inversion import invert
-from .models import describe
+from .models import ViT, describe
 from .report import picture_grid, rows_of
-from .schedules import make_schedule
+from .schedules import Schedule, make_schedule
 from .sparse_images import SparseImages
+from .storage import output_folder
 from .teachers import digits
 
-METHODS = (("dense", {}), ("smi", {}), ("pri", {"division": 2}), ("pri", {"division": 4}), ("pri", {"division": 7}))
+METHODS = (
+    ("dense", {}),
+    ("smi", {}),
+    ("pri", {"division": 2}),
+    ("pri", {"division": 4}),
+    ("pri", {"division": 4, "importance": "random"}),  # what attention has to beat
+    ("pri", {"division": 7}),
+)
 NUM_IMAGES = 126  # whole trajectories for v = 2 and 7
 BATCH_SIZE = 18  # the same for every method: total variation weighs more in larger batches
 ITERATIONS = 200
+WARM_UP = 4  # iterations
 TV_WEIGHT = 5e-3
 
 
@@ -41,7 +50,8 @@ class Row:
 
 
 def title(method: str, options: dict) -> str:
-    return {"dense": "dense", "smi": "SMI"}.get(method, f"PRI v={options.get('division')}")
+    name = {"dense": "dense", "smi": "SMI"}.get(method, f"PRI v={options.get('division')}")
+    return f"{name}, {options['importance']}" if "importance" in options else name
 
 
 def compare(
@@ -50,8 +60,8 @@ def compare(
     *,
     num_images: int = NUM_IMAGES,
     iterations: int = ITERATIONS,
-    warm_up: int = 2,
-    each: Callable[[Row, SparseImages], None] | None = None,
+    output: Path | None = None,
+    force: bool = False,
     **settings,
 ) -> tuple[list[Row], dict[str, SparseImages]]:
     """Invert the model with every method, dense first, and measure; `each` is called as soon as a method has ended. settings: those of
@@ -59,14 +69,15 @@ def compare(
     vit = describe(model)
     rows: list[Row] = []
     made: dict[str, SparseImages] = {}
-    invert(model, method="dense", num_images=1, iterations=warm_up, **{**settings, "progress": False})  # allocator and thread pool
-    for method, options in methods:
+    invert(model, method="dense", num_images=1, iterations=WARM_UP, **{**settings, "progress": False})  # allocator and thread pool
+    schedules = [_schedule(vit, method, iterations, options) for method, options in methods]
+    for (method, options), schedule in zip(methods, schedules, strict=True):
+        folder = None if output is None else output / title(method, options).lower().replace(" v=", "").replace(", ", "-")
         began = time.perf_counter()
-        images = invert(model, method=method, num_images=num_images, iterations=iterations, **options, **settings)
+        images = invert(model, method=method, num_images=num_images, iterations=iterations, output=folder, force=force, **options, **settings)
         seconds = time.perf_counter() - began
         with torch.no_grad():
             agreement = (forward_sparse(model, images).argmax(1).cpu() == images.labels).double().mean().item()
-        schedule = make_schedule(method, vit.num_patches, iterations, **options)
         flops = cost.image_flops(vit, schedule)
         dense_seconds, dense_flops = (
             (rows[0].seconds, cost.image_flops(vit, make_schedule("dense", vit.num_patches, iterations))) if rows else (seconds, flops)
@@ -74,32 +85,27 @@ def compare(
         row = Row(title(method, options), schedule.sparsity, len(images), seconds, dense_seconds / seconds, dense_flops / flops, agreement)
         rows.append(row)
         made[row.method] = images
-        if each is not None:
-            each(row, images)
     return rows, made
 
 
-def demo(
-    folder: str | Path,
-    *,
-    iterations: int = ITERATIONS,
-    seed: int = 0,
-    each: Callable[[Row, SparseImages], None] | None = None,
-    progress: bool = True,
-    force: bool = False,
-) -> dict:
+def _schedule(vit: ViT, method: str, iterations: int, options: dict) -> Schedule:
+    return make_schedule(method, vit.num_patches, iterations, division=options.get("division"))
+
+
+def demo(folder: str | Path, *, iterations: int = ITERATIONS, seed: int = 0, progress: bool = True, force: bool = False) -> dict:
     """Invert the digits teacher with all methods; writes the images of each and demo.png into folder. Returns the table and the picture's path as
-    data."""
-    folder = Path(folder)
-    model = digits()
-
-    def keep(row: Row, images: SparseImages) -> None:
-        images.save(folder / row.method.lower().replace(" v=", ""), force=force)
-        if each is not None:
-            each(row, images)
-
+    data. Raises InputError, before anything is made, where folder is not empty and not `force`."""
+    folder = output_folder(folder, force)
     rows, made = compare(
-        model, iterations=iterations, each=keep, batch_size=BATCH_SIZE, tv_weight=TV_WEIGHT, labels=range(10), seed=seed, progress=progress
+        digits(),
+        iterations=iterations,
+        output=folder,
+        force=force,
+        batch_size=BATCH_SIZE,
+        tv_weight=TV_WEIGHT,
+        labels=range(10),
+        seed=seed,
+        progress=progress,
     )
     picture = picture_grid(_rows(made), folder / "demo.png", title="Digits synthesised from the embedded teacher, without data")
     table = [{**asdict(row), "images_per_second": row.images_per_second} for row in rows]

@@ -17,7 +17,8 @@ def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor
     the model.
     """
     patches, index = (images.patches, images.index) if isinstance(images, SparseImages) else images
-    vit = describe(model, frozen=not torch.is_grad_enabled())
+    unused = (1.0,) * getattr(model, "in_chans", patches.shape[2])  # patches are normalised already: the model's statistics play no part
+    vit = describe(model, mean=unused, std=unused, frozen=not torch.is_grad_enabled())
     wanted = (vit.channels, vit.patch_size, vit.patch_size)
     if tuple(patches.shape[2:]) != wanted:
         raise InputError(f"{vit.name} takes patches {list(wanted)}, these are {list(patches.shape[2:])}")

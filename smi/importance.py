@@ -9,7 +9,7 @@ from torch import Tensor
 from .errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """What is known when patches are ranked: a forward pass without augmentation, B images with n active patches."""
 

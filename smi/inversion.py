@@ -7,6 +7,7 @@ Dense, SMI and PRI differ only by their schedule. Pixels of patches that left ar
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from inspect import signature
 from pathlib import Path
@@ -19,7 +20,7 @@ from . import importance as ranking
 from .errors import InputError, RunError
 from .kernels.attention.reference import take_rows
 from .kernels.image_step import image_step
-from .memory import out_of_memory
+from .memory import out_of_memory, ran_out
 from .patches import to_patches
 from .progress import show_progress
 from .schedules import Event
@@ -57,15 +58,17 @@ def invert(
     run, on_iteration = prepare(model, **settings)
     writer = None if output is None else Writer(output, force=force)
     parts: list[SparseImages] = []
-    with show_progress(on_iteration, run.provenance["method"], shown=progress) as report:
-        for part in run_batches(run, report):
-            parts.append(part)
-            if writer is not None:
-                writer.add(part)
-            if on_batch is not None:
-                on_batch(part)
-    if writer is not None:
-        writer.finish()
+    try:
+        with show_progress(on_iteration, run.provenance["method"], shown=progress) as report:
+            for part in run_batches(run, report):
+                parts.append(part)
+                if writer is not None:
+                    writer.add(part)
+                if on_batch is not None:
+                    on_batch(part)
+    finally:
+        if writer is not None:
+            writer.close(complete=sum(map(len, parts)) == run.num_images)
     return SparseImages.cat(parts)
 
 
@@ -105,8 +108,11 @@ def run_batches(run: Run, on_iteration: Callable[[Iteration], None] | None = Non
 
         try:
             part = run_batch(run, trajectories, report)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise out_of_memory(run.vit, run.schedule, run.batch_size) from error
+        except (RuntimeError, MemoryError) as error:
+            if not ran_out(error):
+                raise
+            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
+            raise out_of_memory(run.vit, run.schedule, len(trajectories)) from error
         part = part[: min(left, len(part))]
         left -= len(part)
         yield part
@@ -127,7 +133,8 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
         for t in range(stage.start, stage.stop):
             output, loss, grad = _gradient(run, images, index, table[t], labels)
             if not math.isfinite(loss):
-                raise RunError(f"the loss is {loss} at iteration {t}: the run has diverged or a loss term is undefined there")
+                where = f"iteration {t} of trajectories {trajectories.start} to {trajectories.stop - 1}"
+                raise RunError(f"the loss is {loss} at {where}: the run has diverged or a loss term is undefined there")
             if t == stage.stop - 1 and stage.event is not None:
                 snapshot = ranking.Snapshot(images.clone(), index, labels, output.logits, output.attention, generators)
             step = torch.tensor(t + 1, device=device)
@@ -146,6 +153,8 @@ def _gradient(run: Run, images: Tensor, index: Tensor, augmentation: Tensor, lab
     pixels = images.detach().requires_grad_()
     output = engine.forward(run.vit, pixels, index, augmentation)
     loss = sum(term(pixels, output.logits, labels) for term in run.losses)
+    if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+        raise InputError("every loss must return one number that depends on the images or the logits")
     (grad,) = torch.autograd.grad(loss, pixels)
     return output, float(loss.detach()), grad
 
@@ -183,7 +192,7 @@ def _collect(run: Run, trajectories: range, emitted: list[tuple[Tensor, Tensor]]
 
 def _initial(run: Run, trajectories: range) -> Tensor:
     if run.init is not None:
-        images = run.init[trajectories.start : trajectories.stop].clone()
+        images = run.init[trajectories.start : trajectories.stop].detach().clone(memory_format=torch.contiguous_format)
     else:
         shape = (run.vit.channels, *run.vit.image_size)
         images = torch.stack([torch.randn(shape, generator=run.generator("noise", trajectory), dtype=torch.float64) for trajectory in trajectories])

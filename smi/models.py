@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from .errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Linear:
     weight: Tensor  # [out, in]
     bias: Tensor | None  # [out]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Norm:
     weight: Tensor  # [d]
     bias: Tensor | None  # [d]
     eps: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Block:
     """x += scale1 * proj(attention(qkv(norm1(x)))), then x += scale2 * fc2(f(fc1(norm2(x))))."""
 
@@ -42,7 +42,7 @@ class Block:
     scale2: Tensor | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ViT:
     """A Vision Transformer as the engine sees it: d embedding dimension, N patches, P prefix tokens (CLS, distillation, registers)."""
 
@@ -148,9 +148,12 @@ def describe(
     position = None if model.pos_embed is None else take(model.pos_embed)[0]
     if position is not None and not model.no_embed_class:
         prefix, position = prefix + position[: len(prefix)], position[len(prefix) :]
+    for head in [model.head, *([model.head_dist] if distilled else [])]:
+        if type(head) is not nn.Linear:
+            raise InputError(f"{name} is not supported: its classifier head {type(head).__name__} is not a plain Linear")
     embed = model.patch_embed.proj
     cfg = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = _statistics(embed.in_channels, mean or cfg.get("mean"), std or cfg.get("std"))
+    mean, std = _statistics(embed.in_channels, cfg.get("mean") if mean is None else mean, cfg.get("std") if std is None else std)
     return ViT(
         name=name,
         image_size=tuple(model.patch_embed.img_size),

@@ -25,23 +25,23 @@ def to_rgb(images: SparseImages) -> Tensor:
 
 
 def rows_of(images: SparseImages, columns: int = 10) -> list[tuple[str, SparseImages]]:
-    """Titled rows of at most `columns` images: PRI's stages one below the other with a trajectory in each column, other images simply in order."""
+    """Titled rows of at most `columns` images: PRI's stages one below the other with a trajectory in each column, other images simply in order, the
+    first 10 rows of them. Only trajectories of which every stage is there are shown by stages."""
+    if not len(images):
+        raise InputError("there are no images to show")
     stages = int(images.stage.max()) + 1
-    if stages == 1:
+    numbers, counts = images.trajectory.unique(return_counts=True)
+    whole = numbers[counts == stages][:columns]
+    if stages == 1 or not len(whole):
         return [
             (f"{start}-{min(start + columns, len(images)) - 1}", images[start : start + columns])
             for start in range(0, min(len(images), 10 * columns), columns)
         ]
-    shown = images.trajectory.unique()[:columns]
-    return [(f"stage {stage + 1}", images[(images.stage == stage) & torch.isin(images.trajectory, shown)]) for stage in range(stages)]
+    return [(f"stage {stage + 1}", images[(images.stage == stage) & torch.isin(images.trajectory, whole)]) for stage in range(stages)]
 
 
-def picture_grid(
-    rows: Sequence[tuple[str, SparseImages]], path: str | Path, *, class_names: Sequence[str] | None = None, title: str | None = None
-) -> Path:
+def picture_grid(rows: Sequence[tuple[str, SparseImages]], path: str | Path, *, title: str | None = None) -> Path:
     """A PNG with one row of images per (title, images); labels above the images of the first row and wherever they change. Returns the path."""
-    if not rows or not any(len(images) for _, images in rows):
-        raise InputError("there are no images to show")
     from matplotlib.figure import Figure
 
     columns = max(len(images) for _, images in rows)
@@ -61,7 +61,7 @@ def picture_grid(
         for axis, pixels, label in zip(line, to_rgb(images), labels, strict=False):
             axis.imshow(pixels.numpy(), interpolation="nearest")
             if labels != above:
-                axis.set_title(class_names[label] if class_names else str(label), fontsize=8, pad=2)
+                axis.set_title(str(label), fontsize=8, pad=2)
         above = labels
         line[0].text(-0.08, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
     if title:

@@ -110,6 +110,8 @@ def sparse(
     """
     if not 0 < prune_ratio < 1:
         raise InputError(f"prune_ratio must lie between 0 and 1, got {prune_ratio}")
+    if prune_at is None and iterations < len(SMI_PRUNE_AT):
+        raise InputError(f"smi needs at least {len(SMI_PRUNE_AT)} iterations for its {len(SMI_PRUNE_AT)} prune events, got {iterations}")
     events, active = [], num_patches
     for iteration in scale_events(SMI_PRUNE_AT, iterations) if prune_at is None else prune_at:
         kept = math.floor(active * (1 - prune_ratio) + 1e-9)  # 1e-9: a product that is whole but for rounding counts as whole

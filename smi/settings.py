@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from . import augment
 from . import importance as ranking
 from .errors import InputError
+from .kernels.dispatch import backend
 from .losses import TV_WEIGHT, Loss, default_losses
 from .memory import check_memory
 from .models import ViT, describe
@@ -25,7 +27,7 @@ BETAS = (0.5, 0.99)
 MOST = 10**9  # of anything counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Iteration:
     """What `on_iteration` is told after each update."""
 
@@ -41,7 +43,7 @@ class Iteration:
     labels: Tensor  # int64 [B]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """Everything that decides the images of a run."""
 
@@ -79,7 +81,7 @@ def prepare(
     method: str | None = None,
     num_images: int,
     labels: Sequence[int] | Tensor | None = None,
-    iterations: int = PUBLISHED_ITERATIONS,
+    iterations: int | None = None,
     batch_size: int = BATCH_SIZE,
     schedule: Schedule | None = None,
     prune_at: Sequence[int] | None = None,
@@ -102,13 +104,26 @@ def prepare(
     on_iteration: Callable[[Iteration], None] | None = None,
 ) -> tuple[Run, Callable[[Iteration], None] | None]:
     """Check every setting and settle what is drawn; the settings are those of `invert_batches`."""
-    for name, value, least in (("num_images", num_images, 1), ("batch_size", batch_size, 1), ("iterations", iterations, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or not least <= value <= MOST:
+    for name, value, least in (
+        ("num_images", num_images, 1),
+        ("batch_size", batch_size, 1),
+        ("seed", seed, 0),
+        ("iterations", 1 if iterations is None else iterations, 1),
+    ):
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
             raise InputError(f"{name} must be a whole number from {least} to {MOST}, got {value}")
-    if jitter is not None and jitter < 0:
-        raise InputError(f"jitter must be a number of pixels of at least 0, got {jitter}")
+    if jitter is not None and not (isinstance(jitter, int) and jitter >= 0):
+        raise InputError(f"jitter must be a whole number of pixels of at least 0, got {jitter}")
+    if not lr > 0 or not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"lr must be positive and both betas from 0 up to 1, got {lr} and {betas}")
+    if tv_weight is not None and not 0 <= tv_weight < float("inf"):
+        raise InputError(f"tv_weight must be a finite number of at least 0, got {tv_weight}")
+    if losses is not None and not losses:
+        raise InputError("losses must hold at least one function, or be None for the published loss")
     if losses is not None and tv_weight is not None:
         raise InputError("pass losses or tv_weight, not both: a list of losses brings its own total variation")
+    if iterations is None:
+        iterations = PUBLISHED_ITERATIONS if schedule is None else schedule.iterations
     vit = describe(model, mean=mean, std=std, flip=flip).to(_device(model, device), _dtype(dtype))
     _refuse_nan(model)
     options = {"prune_at": prune_at, "prune_ratio": prune_ratio, "division": division}
@@ -118,8 +133,11 @@ def prepare(
         table = augment.draw(schedule.iterations, vit.image_size, generator(seed, "augmentation"), jitter, vit.flip)
     else:
         table = augment.from_rows(augmentation, schedule.iterations)
-    if init is not None and tuple(init.shape) != (trajectories, vit.channels, *vit.image_size):
-        raise InputError(f"init must be {[trajectories, vit.channels, *vit.image_size]}, one image per trajectory, got {list(init.shape)}")
+    shape = (trajectories, vit.channels, *vit.image_size)
+    if init is not None and (not isinstance(init, Tensor) or tuple(init.shape) != shape):
+        raise InputError(
+            f"init must be a tensor {list(shape)}, one image per trajectory, got {list(getattr(init, 'shape', [])) or type(init).__name__}"
+        )
     run = Run(
         vit=vit,
         schedule=schedule,
@@ -134,7 +152,7 @@ def prepare(
         lr=lr,
         betas=betas,
     )
-    run.provenance.update(_provenance(run, method, importance, losses, tv_weight, jitter, augmentation))
+    run.provenance.update(_provenance(run, method, labels, importance, losses, tv_weight, jitter, augmentation))
     check_memory(run.vit, run.schedule, run.batch_size)
     return run, on_iteration
 
@@ -145,6 +163,8 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
         return torch.device("cuda") if torch.cuda.is_available() else next(model.parameters()).device
     try:
         chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError("neither a CPU nor a CUDA GPU")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device '{device}' cannot be used here: try 'cpu'{' or cuda' if torch.cuda.is_available() else ''}") from error
@@ -167,6 +187,10 @@ def _refuse_nan(model: nn.Module) -> None:
 def _schedule(method: str | None, vit: ViT, iterations: int, schedule: Schedule | None, options: dict) -> Schedule:
     if method is None and schedule is None:
         raise InputError("name a method, dense, smi or pri, or pass a schedule")
+    if schedule is not None and (method is not None or any(value is not None for value in options.values())):
+        raise InputError("pass a schedule, or a method with its options, not both")
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise InputError(f"schedule must be a smi.Schedule, got {type(schedule).__name__}")
     made = make_schedule(method, vit.num_patches, iterations, **options) if schedule is None else schedule
     if (made.num_patches, made.iterations) != (vit.num_patches, iterations):
         asked = f"the model has {vit.num_patches} and iterations is {iterations}"
@@ -177,17 +201,20 @@ def _schedule(method: str | None, vit: ViT, iterations: int, schedule: Schedule 
 def _labels(labels: Sequence[int] | Tensor | None, trajectories: int, classes: int, seed: int) -> Tensor:
     if labels is None:
         return torch.randint(classes, (trajectories,), generator=generator(seed, "labels"))
-    given = torch.as_tensor(labels).flatten()
+    try:
+        given = torch.as_tensor(labels).flatten().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"labels must be whole numbers from 0 to {classes - 1}, got {labels!r:.100}") from error
     if not len(given):
         raise InputError("labels must name at least one class, or be None to draw them")
-    if given.dtype.is_floating_point or not 0 <= int(given.min()) <= int(given.max()) < classes:
+    if given.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64) or not 0 <= int(given.min()) <= int(given.max()) < classes:
         raise InputError(
             f"labels must be whole numbers from 0 to {classes - 1}, the model has {classes} classes; got {sorted(set(given.tolist()))[:10]}"
         )
     return given.long()[torch.arange(trajectories) % len(given)]
 
 
-def _provenance(run: Run, method, importance, losses, tv_weight, jitter, augmentation) -> dict[str, Any]:
+def _provenance(run: Run, method, labels, importance, losses, tv_weight, jitter, augmentation) -> dict[str, Any]:
     """Every setting of the run as JSON."""
     import timm
 
@@ -208,11 +235,14 @@ def _provenance(run: Run, method, importance, losses, tv_weight, jitter, augment
         "betas": list(run.betas),
         "jitter": jitter,
         "flip": run.vit.flip,
+        "labels": "drawn" if labels is None else "given",
         "init": "noise" if run.init is None else "given",
         "augmentation": "drawn" if augmentation is None else "given",
         "dtype": str(run.dtype).removeprefix("torch."),
         "device": str(run.vit.device),
         "engine": "reference",
+        "backend": backend(),
+        "run": uuid.uuid4().hex,
         "versions": {"smi": __version__, "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }

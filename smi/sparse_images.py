@@ -16,7 +16,7 @@ from .patches import from_patches
 TENSORS = ("patches", "index", "labels", "trajectory", "stage")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SparseImages:
     """M sparse images of n retained patches each.
 
@@ -40,6 +40,10 @@ class SparseImages:
         for name, shape in (("index", (m, n)), ("labels", (m,)), ("trajectory", (m,)), ("stage", (m,))):
             if tuple(getattr(self, name).shape) != shape:
                 raise InputError(f"{name} must be {list(shape)} for patches {list(self.patches.shape)}, got {list(getattr(self, name).shape)}")
+        if self.index.dtype.is_floating_point or self.labels.dtype.is_floating_point:
+            raise InputError("index and labels must be whole numbers")
+        if len(self.mean) != self.patches.shape[2] or len(self.std) != self.patches.shape[2]:
+            raise InputError(f"mean and std must have one value for each of {self.patches.shape[2]} channels")
         if self.index.numel() and not 0 <= int(self.index.min()) <= int(self.index.max()) < self.grid[0] * self.grid[1]:
             raise InputError(f"index must name cells of the {self.grid[0]}x{self.grid[1]} grid, 0 to {self.grid[0] * self.grid[1] - 1}")
 
@@ -62,7 +66,8 @@ class SparseImages:
         return len(self.patches)
 
     def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "SparseImages":
-        if isinstance(which, int):
+        if hasattr(which, "__index__") and not isinstance(which, Tensor):
+            which = which.__index__()
             if not -len(self) <= which < len(self):
                 raise IndexError(f"image {which} of {len(self)}")
             which = [which]
@@ -100,7 +105,7 @@ class SparseImages:
 
         writer = Writer(folder, force=force)
         writer.add(self)
-        writer.finish()
+        writer.close(complete=self.provenance.get("complete", True))
         return writer.folder
 
     @staticmethod

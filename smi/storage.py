@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import InputError, RunError
@@ -23,7 +24,7 @@ FORMAT = "smi.SparseImages/1"
 class Writer:
     """Writes batches of SparseImages to a folder as they are finished.
 
-    Raises InputError when made if the folder is not empty (with force: holds something else than sparse images) or cannot be written.
+    Raises InputError when made if the folder is not empty and not `force`, or cannot be written.
     """
 
     def __init__(self, folder: str | Path, *, force: bool = False):
@@ -32,8 +33,9 @@ class Writer:
         self.images = 0
         self.run = uuid.uuid4().hex[:8]  # part names of different runs never clash, so replacing a result is safe
         self.provenance: dict = {}
+        self.made = not self.folder.exists()
         output_folder(self.folder, force)
-        self.replaced = _manifest(self.folder)["parts"] if (self.folder / MANIFEST).exists() else []
+        self.replaced = _parts_to_replace(self.folder)
 
     def add(self, images: SparseImages) -> None:
         """Write one finished batch; when this returns it is on disk."""
@@ -48,17 +50,21 @@ class Writer:
             self.images += len(images)
             self.provenance = images.provenance
             self._commit(complete=False, **meta)
-        except OSError as error:
-            raise RunError(f"writing to {self.folder} failed ({error.strerror or error}): {self.images} images are kept there") from error
+        except (OSError, SafetensorError) as error:
+            raise RunError(
+                f"writing to {self.folder} failed ({getattr(error, 'strerror', None) or error}): {self.images} images are kept there"
+            ) from error
         for part in self.replaced:
-            (self.folder / part["file"]).unlink(missing_ok=True)
+            (self.folder / part).unlink(missing_ok=True)
         self.replaced = []
         self.meta = meta
 
-    def finish(self) -> None:
-        """Mark the result as complete."""
+    def close(self, complete: bool) -> None:
+        """End the result; a folder that was made for it and got no images is removed."""
         if self.parts:
-            self._commit(complete=True, **self.meta)
+            self._commit(complete=complete, **self.meta)
+        elif self.made:
+            self.folder.rmdir()
 
     def _commit(self, complete: bool, **meta) -> None:
         manifest = {"format": FORMAT, "complete": complete, "images": self.images, "parts": self.parts, **meta, "provenance": self.provenance}
@@ -70,6 +76,8 @@ def output_folder(folder: str | Path, force: bool = False) -> Path:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"output {folder} is a file: it must be a folder")
+    if "\0" in str(folder):
+        raise InputError("an output folder's name cannot hold a NUL character")
     try:
         if folder.is_dir() and any(folder.iterdir()) and not force:
             raise InputError(
@@ -95,17 +103,29 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _parts_to_replace(folder: Path) -> list[str]:
+    """File names of the parts of an earlier result, as far as its JSON file can be read."""
+    try:
+        return [part["file"] for part in _manifest(folder)["parts"]]
+    except InputError:
+        return []
+
+
 def _manifest(folder: Path) -> dict:
+    """The JSON file of a result, checked as far as its parts; raises InputError where it is none of ours."""
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{folder} holds no sparse images: there is no {MANIFEST} in it")
     try:
         manifest = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path} is not of format {FORMAT}")
-    if any(Path(part["file"]).name != part["file"] for part in manifest["parts"]):
+    parts = manifest.get("parts")
+    if not (isinstance(parts, list) and parts and all(isinstance(part, dict) and isinstance(part.get("file"), str) for part in parts)):
+        raise InputError(f"{folder} is damaged: {MANIFEST} names no parts")
+    if any(Path(part["file"]).name != part["file"] for part in parts):
         raise InputError(f"{path} names files outside its folder")
     return manifest
 
@@ -116,13 +136,13 @@ def load(folder: str | Path) -> SparseImages:
     manifest = _manifest(folder)
     try:
         parts = [load_file(folder / part["file"]) for part in manifest["parts"]]
-    except Exception as error:  # missing or truncated part
-        raise InputError(f"{folder} is damaged: a part named in {MANIFEST} cannot be read ({error})") from error
-    tensors = {key: torch.cat([part[key] for part in parts]) for key in TENSORS}
-    return SparseImages(
-        **tensors,
-        grid=tuple(manifest["grid"]),
-        mean=tuple(manifest["mean"]),
-        std=tuple(manifest["std"]),
-        provenance={**manifest["provenance"], "complete": manifest["complete"]},
-    )
+        rows, columns = manifest["grid"]
+        return SparseImages(
+            **{key: torch.cat([part[key] for part in parts]) for key in TENSORS},
+            grid=(int(rows), int(columns)),
+            mean=tuple(map(float, manifest["mean"])),
+            std=tuple(map(float, manifest["std"])),
+            provenance={**manifest["provenance"], "complete": bool(manifest["complete"])},
+        )
+    except Exception as error:  # a part or a key that is missing, truncated or of another kind
+        raise InputError(f"{folder} is damaged: what {MANIFEST} names cannot be read ({type(error).__name__}: {error})") from error

@@ -2,14 +2,17 @@
 
 import platform
 import sys
+from dataclasses import asdict
 
 import torch
 
 from . import cost
-from .checkpoints import load_model
+from .checkpoints import EMBEDDED, load_model
+from .errors import InputError
 from .memory import step_memory
 from .models import ViT, describe
-from .schedules import METHODS, Schedule, make_schedule
+from .schedules import Schedule, make_schedule
+from .settings import MOST
 from .version import __version__
 
 DEFAULT_DIVISIONS = (2, 4, 7)
@@ -20,7 +23,14 @@ GFLOP/step: every matrix product of the reference engine, forward and backward t
 
 def cost_table(model: str, image_size: tuple[int, int] | None, method: str | None, iterations: int, batch_size: int, options: dict) -> dict:
     """FLOPs and memory of the methods on a model, without building its weights."""
-    vit = describe(load_model(model, random_weights=model != "digits", image_size=image_size)).to("meta", torch.float32)
+    if not 1 <= batch_size <= MOST:
+        raise InputError(f"batch-size must be a whole number from 1 to {MOST}, got {batch_size}")
+    if method is None and any(value is not None for value in options.values()):
+        raise InputError("the options of a schedule need --method")
+    if model == EMBEDDED:
+        vit = describe(load_model(model)).to("meta", torch.float32)
+    else:
+        vit = describe(load_model(model, random_weights=True, image_size=image_size, device="meta"))
     if method is None:
         cases = [("dense", {}), ("smi", {}), *(("pri", {"division": v}) for v in DEFAULT_DIVISIONS if v <= vit.num_patches)]
     else:
@@ -28,7 +38,7 @@ def cost_table(model: str, image_size: tuple[int, int] | None, method: str | Non
     reference = make_schedule("dense", vit.num_patches, iterations)
     rows = [_cost_row(vit, name, make_schedule(name, vit.num_patches, iterations, **given), reference, batch_size) for name, given in cases]
     divisions = sorted({row["images_per_trajectory"] for row in rows if row["images_per_trajectory"] > 1})
-    theorems = [cost.theorem(vit.num_patches, vit.embed_dim, v).__dict__ for v in divisions]
+    theorems = [asdict(cost.theorem(vit.num_patches, vit.embed_dim, v)) for v in divisions]
     return {
         "model": vit.name,
         "patches": vit.num_patches,
@@ -138,7 +148,6 @@ def info_table() -> dict:
         "devices": devices,
         "backend": backend(),
         "kernels": [row._asdict() for row in availability()],
-        "methods": list(METHODS),
     }
 
 
@@ -155,7 +164,7 @@ def print_info(table: dict) -> None:
     console.print("  ".join(f"{name} {version}" for name, version in table["versions"].items()))
     for device in table["devices"]:
         size = f"{device['threads']} threads" if "threads" in device else f"{device['memory_gib']:.0f} GiB"
-        console.print(f"{device['device']}: {device['name']} ({size}, {device['capability']})", highlight=False)
+        print(f"{device['device']}: {device['name']} ({size}, {device['capability']})")
     shown = _table(f"kernels (SMI_BACKEND={table['backend']})", "operation", "version", "available", "where, or why not")
     for row in table["kernels"]:
         shown.add_row(row["operation"], row["version"], "yes" if row["available"] else "no", row["reason"])
@@ -181,4 +190,12 @@ def print_demo(result: dict) -> None:
         )
     console = _console()
     console.print(shown)
-    console.print(f"picture: {result['picture']}")
+    print(f"picture: {result['picture']}")
+
+
+def print_verdicts(verdicts: list[dict]) -> None:
+    shown = _table("kernel versions on this GPU", "operation", "version", "dtype", "sizes", "correct", "speed over stock PyTorch", "note")
+    for row in verdicts:
+        correct = "yes" if row["correct"] else "NO"
+        shown.add_row(row["operation"], row["version"], row["dtype"], row["size"], correct, f"{row['speedup']:.2f}x", row["note"])
+    _console().print(shown)

@@ -18,7 +18,7 @@ from ..kernels.patch_embed.reference import patch_embed
 from ..models import Block, Linear, Norm, ViT
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Output:
     logits: Tensor  # [B, classes]
     attention: Tensor  # [B, n], what the CLS token pays to each patch in the last block, mean over heads; no gradient

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 import smi
 from smi.cli import run
+from smi.models import describe
+from smi.teachers import digits
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--num-images", "4", "--iterations", "14"]
@@ -113,6 +115,16 @@ def test_image_size(tmp_path):
         (["--method", "smi", "--prune-at", "1,2,3,4,5,6,7", "--prune-ratio", "0.6"], ["leave at least 1"]),
         (["--num-images", "0"], ["num_images must be", "got 0"]),
         (["--num-images", "many"], ["many"]),
+        (["--seed", "-1"], ["seed must be a whole number from 0"]),
+        (["--labels", "9" * 30], ["labels must be whole numbers from 0 to 9"]),
+        (["--num-images", "1" + "0" * 20], ["num_images must be"]),
+        (["--iterations", "1" + "0" * 12], ["iterations must be"]),
+        (["--image-size", "\u00b2"], ["is not a size"]),
+        (["--tv-weight", "nan"], ["tv_weight must be a finite number"]),
+        (["--device", "meta"], ["device 'meta' cannot be used"]),
+        (["--model", SMALL, "--random-weights", "--checkpoint", "x.pth"], ["not both"]),
+        (["--random-weights"], ["comes with its weights"]),
+        (["--model", SMALL + ".nosuchtag"], ["unknown model"]),
         (["--importance", "luck"], ["unknown importance 'luck'"]),
         (["--image-size", "0"], ["'0' is not a size"]),
         (["--model", "swin_tiny_patch4_window7_224", "--random-weights"], ["SwinTransformer is not supported"]),
@@ -167,7 +179,8 @@ def test_output_folder_not_empty_or_not_writable(tmp_path, capsys):
 def test_out_of_memory(tmp_path, capsys, monkeypatch):
     from smi import memory
 
-    monkeypatch.setattr(memory, "available_memory", lambda device: 3_000_000)
+    room = int(memory.step_memory(describe(digits()), 2, 64).beside_weights * memory.CPU_SLACK) + 1
+    monkeypatch.setattr(memory, "available_memory", lambda device: room)
     fails(capsys, ["invert", "-o", tmp_path / "out", "--method", "dense", "-n", "64", "--iterations", "3"], 1, "out of memory", "--batch-size 2")
     monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
     fails(capsys, ["invert", "-o", tmp_path / "out", *QUICK], 1, "not even one fits")
@@ -177,7 +190,7 @@ def test_out_of_memory_in_the_middle(tmp_path, capsys, monkeypatch):
     from smi import inversion
 
     def runs_out(*args):
-        raise torch.OutOfMemoryError("allocation failed")
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(inversion, "run_batch", runs_out)
     fails(
@@ -196,7 +209,52 @@ def test_nothing_to_show(tmp_path, capsys):
 
 
 def test_a_run_that_diverges_names_the_iteration(tmp_path, capsys):
-    fails(capsys, ["invert", "-o", tmp_path / "out", "--tv-weight", "inf", *QUICK], 1, "the loss is inf at iteration 0")
+    fails(
+        capsys,
+        ["invert", "-o", tmp_path / "out", "--tv-weight", "1e308", *QUICK],
+        1,
+        "the loss is",
+        "at iteration 0",
+        "no batch was finished, nothing was written",
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_backend_that_cannot_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("SMI_BACKEND", "nope")
+    fails(capsys, ["info"], 2, "SMI_BACKEND=nope is not a backend")
+    monkeypatch.setenv("SMI_BACKEND", "triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fails(capsys, ["invert", "-o", tmp_path / "out", *QUICK, "--device", "cpu"], 2, "was asked to run in triton but cannot")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten_unasked(tmp_path, capsys):
+    assert run(["invert", "-o", str(tmp_path / "out"), *QUICK]) == 0
+    (tmp_path / "mine.png").write_text("keep")
+    capsys.readouterr()
+    fails(capsys, ["show", tmp_path / "out", "-o", tmp_path / "mine.png"], 2, "exists", "--force")
+    assert (tmp_path / "mine.png").read_text() == "keep"
+    fails(capsys, ["demo", "-o", tmp_path], 2, "is not empty")
+
+
+def test_cost_refuses_what_makes_no_sense(capsys):
+    fails(capsys, ["cost", "--batch-size", "-3"], 2, "batch-size must be")
+    fails(capsys, ["cost", "--division", "3"], 2, "need --method")
+
+
+def test_verify_needs_a_gpu(capsys):
+    fails(capsys, ["verify", "--device", "cpu"], 2, "needs a CUDA GPU")
+
+
+def test_an_unexpected_error_is_one_sentence_too(tmp_path, capsys, monkeypatch):
+    from smi import storage
+
+    monkeypatch.setattr(storage, "load", lambda folder: 1 / 0)
+    fails(capsys, ["show", tmp_path], 1, "unexpected ZeroDivisionError", "--traceback")
+    with pytest.raises(ZeroDivisionError):
+        run(["--traceback", "show", str(tmp_path)])
 
 
 @pytest.mark.slow
@@ -233,5 +291,5 @@ def test_a_run_that_is_stopped_keeps_its_finished_batches(tmp_path, stop):
     assert images.provenance["complete"] is False
     if stop == signal.SIGINT:
         assert process.returncode == 130
-        assert err.strip() == f"smi: interrupted: {len(images)} finished images are in {out}"
+        assert err.strip().splitlines()[-1] == f"smi: interrupted: {len(images)} finished images are in {out}"
     assert run(["show", str(out)]) == 0

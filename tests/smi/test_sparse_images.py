@@ -1,6 +1,8 @@
 """The result: indexing, concatenation, dense pictures, files."""
 
 import json
+import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -147,19 +149,27 @@ def test_a_folder_that_cannot_be_written(folder):
         make().save(folder)
 
 
-def test_a_disk_that_fails_keeps_what_was_written(tmp_path, monkeypatch):
-    from smi import storage
-
+def test_a_disk_that_fails_keeps_what_was_written(tmp_path):
     writer = Writer(tmp_path)
     writer.add(make(seed=1))
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(storage, "save_file", full)
-    with pytest.raises(RunError, match="No space left on device.*4 images are kept"):
-        writer.add(make(seed=2))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, limits[1]))  # a real failure to write, as on a full disk
+    try:
+        with pytest.raises(RunError, match="writing to .* failed .*4 images are kept"):
+            writer.add(make(m=4, p=64))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
     assert same(SparseImages.load(tmp_path), make(seed=1))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_result_without_images_leaves_nothing(tmp_path):
+    Writer(tmp_path / "new").close(complete=False)
+    assert not (tmp_path / "new").exists()
+    Writer(tmp_path).close(complete=False)
+    assert tmp_path.exists()
 
 
 @pytest.mark.parametrize(
@@ -184,6 +194,31 @@ def test_a_damaged_folder(tmp_path):
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="outside its folder"):
         SparseImages.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"parts": []},
+        {"parts": [1]},
+        {"parts": [{"file": 5}]},
+        {"grid": [8]},
+        {"grid": None},
+        {"mean": "x"},
+        {"std": [1]},
+        {"provenance": None},
+        {"complete": ...},
+    ],
+)
+def test_a_damaged_manifest(change, tmp_path):
+    make().save(tmp_path)
+    manifest = json.loads((tmp_path / MANIFEST).read_text())
+    manifest = {key: value for key, value in {**manifest, **change}.items() if value is not ...}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="is damaged"):
+        SparseImages.load(tmp_path)
+    make(seed=2).save(tmp_path, force=True)
+    assert same(SparseImages.load(tmp_path), make(seed=2))
 
 
 def test_png_export(tmp_path):
@@ -234,6 +269,23 @@ def test_forward_sparse_trains_the_model(vit):
     assert all(parameter.grad is not None for parameter in vit.parameters())
     with torch.no_grad():
         assert not smi.forward_sparse(vit, images).requires_grad
+
+
+def test_forward_sparse_needs_no_statistics():
+    from tests.conftest import small_vit
+
+    model = small_vit(in_chans=1)
+    model.pretrained_cfg = {}
+    assert smi.forward_sparse(model, make(m=2, n=5, channels=1, p=4, grid=(4, 4))).shape == (2, 5)
+
+
+def test_pictures_put_a_trajectory_in_each_column():
+    from smi.report import rows_of
+
+    pri = make(m=6)  # trajectories 0, 0, 1, 1, 2, 2
+    rows = rows_of(pri[1:], columns=5)  # the first stage of trajectory 0 is missing
+    assert [(name, images.trajectory.tolist()) for name, images in rows] == [("stage 1", [1, 2]), ("stage 2", [1, 2])]
+    assert [len(images) for _, images in rows_of(pri[::2], columns=2)] == [2, 1]
 
 
 def test_forward_sparse_refuses_images_of_another_model(vit):
