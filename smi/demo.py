@@ -25,8 +25,8 @@ METHODS = (
     ("pri", {"division": 4, "importance": "random"}),  # what attention has to beat
     ("pri", {"division": 7}),
 )
-NUM_IMAGES = 126  # whole trajectories for v = 2 and 7
-BATCH_SIZE = 18  # the same for every method: total variation weighs more in larger batches
+NUM_IMAGES = 84  # whole trajectories for v = 2, 4 and 7
+BATCH_SIZE = 12  # the same for every method: total variation weighs more in larger batches
 ITERATIONS = 200
 WARM_UP = 4  # iterations
 TV_WEIGHT = 5e-3
