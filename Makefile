@@ -3,11 +3,11 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help demo test lint kernels gpu teacher clean
+.PHONY: help demo test lint kernels gpu cpu-attention teacher clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,9 @@ kernels: $(VENV)/installed ## what the compiler makes of every kernel: registers
 
 gpu: ## on a CUDA machine, with its own python3: check and time every kernel version (about 8 minutes)
 	$(PYTHON) -m bench.gpu && $(PYTHON) -m bench.verified
+
+cpu-attention: $(VENV)/installed ## attention on the CPU beside PyTorch's own
+	$(RUN) bench.cpu_attention
 
 teacher: $(VENV)/installed ## train the embedded digits teacher again (about ten minutes on two cores)
 	$(RUN) smi.teachers.train_digits
