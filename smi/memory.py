@@ -110,11 +110,12 @@ def ran_out(error: Exception) -> bool:
 
 def out_of_memory(vit: ViT, schedule: Schedule, batch: int, available: int | None = None) -> RunError:
     """The error that says which batch size fits; call it when the tensors of the failed pass are gone."""
+    most = batch - 1 if available is not None else batch // 2  # what failed in earnest was estimated to fit
     if available is None:
         if vit.device.type == "cuda":
             torch.cuda.empty_cache()
         available = available_memory(vit.device)
-    fits = min(fitting_batch(vit, schedule, available), batch - 1)
+    fits = min(fitting_batch(vit, schedule, available), most)
     need = step_memory(vit, batch, schedule.num_patches)
     advice = f"about {fits} fit: pass batch_size={fits} (--batch-size {fits})" if fits else "not even one fits: use another device or a smaller model"
     sizes = f"needs {(need.weights + need.beside_weights * _slack(vit)) / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free on {vit.device}"
