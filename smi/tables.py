@@ -30,7 +30,7 @@ def cost_table(model: str, image_size: tuple[int, int] | None, method: str | Non
     if model == EMBEDDED:
         vit = describe(load_model(model)).to("meta", torch.float32)
     else:
-        vit = describe(load_model(model, random_weights=True, image_size=image_size, device="meta"))
+        vit = describe(_without_weights(model, image_size)).to("meta", torch.float32)
     if method is None:
         cases = [("dense", {}), ("smi", {}), *(("pri", {"division": v}) for v in DEFAULT_DIVISIONS if v <= vit.num_patches)]
     else:
@@ -48,6 +48,13 @@ def cost_table(model: str, image_size: tuple[int, int] | None, method: str | Non
         "rows": rows,
         "theorem": theorems,
     }
+
+
+def _without_weights(model: str, image_size: tuple[int, int] | None) -> torch.nn.Module:
+    try:
+        return load_model(model, random_weights=True, image_size=image_size, device="meta")
+    except InputError:  # of the input, which then is said again, or of an early timm 1.0, which computes on what it builds
+        return load_model(model, random_weights=True, image_size=image_size)
 
 
 def _cost_row(vit: ViT, name: str, schedule: Schedule, reference: Schedule, batch_size: int) -> dict:
