@@ -32,6 +32,7 @@ def export_png(images: SparseImages, folder: str | Path, *, fill: float = 0.5, f
         path = folder / f"{i:06d}_label{label}_trajectory{trajectory}_stage{stage}.png"
         _write(path, lambda temporary, pixels=pixels: to_picture(pixels).save(temporary, format="PNG"))
         paths.append(path)
+    _remove_others(folder, "*_label*_trajectory*_stage*.png", paths)
     records = {path.name: index for path, index in zip(paths, images.index.tolist(), strict=True)}
     _write(folder / "index.json", lambda temporary: temporary.write_text(json.dumps({"grid": images.grid, "retained_patches": records})))
     return paths
@@ -75,7 +76,14 @@ def export_webdataset(images: SparseImages, folder: str | Path, *, shard_images:
         path = folder / f"images-{number:06d}.tar"
         _write(path, lambda temporary, start=start: write_shard(temporary, start))
         paths.append(path)
+    _remove_others(folder, "images-*.tar", paths)
     return paths
+
+
+def _remove_others(folder: Path, pattern: str, kept: list[Path]) -> None:
+    """Files of an earlier export that this one did not replace."""
+    for path in set(folder.glob(pattern)) - set(kept):
+        path.unlink()
 
 
 def _write(path: Path, write) -> None:

@@ -83,7 +83,8 @@ def invert_batches(model: nn.Module, **settings) -> Iterator[SparseImages]:
     importance: "cls_attention", "random" or a function of `importance.Snapshot` that returns scores [B, n].
     losses: functions of (images, logits, labels) to be summed; None: cross-entropy + tv_weight * total variation.
     init: [trajectories, C, H, W] normalised pixels to start from; None: Gaussian noise from the seed.
-    augmentation: one (dy, dx, flip) per iteration, in pixels, the same for every batch; None draws them, offsets up to jitter (None: an eighth of
+    augmentation: one (dy, dx, flip) per iteration, in pixels, the same for every batch, taken as (0, 0, False) at an event and one
+    iteration before it; None draws them, offsets up to jitter (None: an eighth of
     each side).
     flip, mean, std: facts of the training data, None: the model's own. dtype: "float32" or "float64". device: None: a GPU if there is one, else the
     model's.

@@ -235,6 +235,9 @@ def test_png_export(tmp_path):
     with pytest.raises(InputError, match="is not empty"):
         export_png(images, tmp_path / "png")
     assert len(export_png(make(channels=1), tmp_path / "grey")) == 4
+    (tmp_path / "png" / "mine.png").write_text("keep")
+    export_png(images[:2], tmp_path / "png", force=True)
+    assert sorted(path.name for path in (tmp_path / "png").glob("*.png")) == sorted([*(path.name for path in paths[:2]), "mine.png"])
 
 
 def test_webdataset_export(tmp_path):
