@@ -22,8 +22,8 @@ def load(source: str | Path, model: nn.Module, split: str = "test", limit: int |
     """Labelled images as `model` takes them.
 
     source: "digits", or a path. split: "train" or "test". limit: at most so many images, the first ones. Returns normalised pixels
-    float32 [N, C, H, W] and labels int64 [N], which are classes of the model. Raises InputError where there is no such data, an image has no label, or
-    a label is no class of the model.
+    float32 [N, C, H, W] and labels int64 [N], which are classes of the model. Raises InputError where there is no such data, an image has no label,
+    or a label is no class of the model.
     """
     if split not in SPLITS:
         raise InputError(f"split must be {' or '.join(SPLITS)}, got '{split}'")
@@ -33,9 +33,8 @@ def load(source: str | Path, model: nn.Module, split: str = "test", limit: int |
     if not len(images):
         raise InputError(f"{source} holds no labelled images")
     if not 0 <= int(labels.min()) <= int(labels.max()) < vit.num_classes:
-        raise InputError(
-            f"{source} has labels from {int(labels.min())} to {int(labels.max())}, but {vit.name} has {vit.num_classes} classes: 0 to {vit.num_classes - 1}"
-        )
+        given = f"{source} has labels from {int(labels.min())} to {int(labels.max())}"
+        raise InputError(f"{given}, but {vit.name} has {vit.num_classes} classes: 0 to {vit.num_classes - 1}")
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (vit.mean, vit.std))
     return (images - mean) / std, labels
 
