@@ -1,10 +1,17 @@
-"""Labelled real images, prepared as a model takes them: to evaluate with, to calibrate with, to compare with.
+"""Labelled real images, to train teachers and to measure with: `load` gives them as a model takes them.
 
 digits            scikit-learn's digits in the split that the embedded teacher was trained with
+cifar10           at the path in the environment variable SMI_CIFAR10, in any of the forms below
+a Parquet file    columns img (or image) and label, as the `datasets` library writes them; or a folder of <split>*.parquet
+torchvision's     the folder in which torchvision keeps CIFAR-10
 a folder          one folder of pictures per class, under FOLDER or FOLDER/<split>
 """
 
+import io
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import torch
@@ -14,88 +21,183 @@ from torch import Tensor, nn
 from .errors import InputError
 from .models import ViT, describe
 
-SPLITS = ("train", "test")
+SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}  # and how files and folders name them
+CIFAR10_VARIABLE = "SMI_CIFAR10"  # where the name cifar10 finds its data
+TORCHVISION_CIFAR10 = "cifar-10-batches-py"
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
+Pair = tuple[Tensor, int]  # image [C, H, W] as fractions of white, label
 
-def load(source: str | Path, model: nn.Module, split: str = "test", limit: int | None = None) -> tuple[Tensor, Tensor]:
-    """Labelled images as `model` takes them.
 
-    source: "digits", or a path. split: "train" or "test". limit: at most so many images, the first ones. Returns normalised pixels
-    float32 [N, C, H, W] and labels int64 [N], which are classes of the model. Raises InputError where there is no such data, an image has no label,
-    or a label is no class of the model.
+@dataclass(frozen=True)
+class Sizes:
+    """What a model takes."""
+
+    channels: int
+    image_size: tuple[int, int]  # pixels: height, width
+    mean: tuple[float, ...]  # of the training images, per channel, as fractions of white
+    std: tuple[float, ...]
+    num_classes: int | None = None  # None: any
+    crop: float = 1.0  # of the shorter side of a larger picture, what the model sees
+
+    @staticmethod
+    def of(model: "nn.Module | ViT | Sizes") -> "Sizes":
+        """The sizes of a supported timm ViT."""
+        if isinstance(model, Sizes):
+            return model
+        vit = model if isinstance(model, ViT) else describe(model)
+        crop = (getattr(model, "pretrained_cfg", None) or {}).get("crop_pct") or 1.0
+        return Sizes(vit.channels, vit.image_size, vit.mean, vit.std, vit.num_classes, crop)
+
+
+def load(source: str | Path, model: nn.Module | ViT | Sizes, split: str = "test", limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Normalised images float32 [N, C, H, W] and labels int64 [N] of one split, "train" or "test", on the CPU, as `model` takes them.
+
+    source: "digits", "cifar10" or a path, as above. limit: at most so many images, the first ones (class folders take turns). Smaller pictures are
+    enlarged; of larger ones the short side is scaled to the model's over its crop_pct and the middle is cut out. Raises InputError for data that is
+    missing, empty, unlabelled, not readable, or labelled with what is no class of the model.
     """
     if split not in SPLITS:
         raise InputError(f"split must be {' or '.join(SPLITS)}, got '{split}'")
-    vit = describe(model)
-    images, labels = _digits(vit, split) if str(source) == "digits" else _pictures(vit, model, Path(source), split, limit)
-    images, labels = images[:limit], labels[:limit]
-    if not len(images):
-        raise InputError(f"{source} holds no labelled images")
-    if not 0 <= int(labels.min()) <= int(labels.max()) < vit.num_classes:
-        given = f"{source} has labels from {int(labels.min())} to {int(labels.max())}"
-        raise InputError(f"{given}, but {vit.name} has {vit.num_classes} classes: 0 to {vit.num_classes - 1}")
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (vit.mean, vit.std))
-    return (images - mean) / std, labels
+    if limit is not None and limit < 1:
+        raise InputError(f"limit must be at least 1 image, got {limit}")
+    sizes = Sizes.of(model)
+    images, labels = [], []
+    for image, label in islice(_source(source, split), limit):
+        images.append(fit(image, sizes))
+        labels.append(label)
+    if not images:
+        raise InputError(f"{source} holds no labelled images of the {split} split")
+    targets = torch.tensor(labels)
+    if sizes.num_classes is not None and not 0 <= int(targets.min()) <= int(targets.max()) < sizes.num_classes:
+        given = f"{source} has labels from {int(targets.min())} to {int(targets.max())}"
+        raise InputError(f"{given}, but the model has {sizes.num_classes} classes: 0 to {sizes.num_classes - 1}")
+    return torch.stack(images), targets
 
 
-def _digits(vit: ViT, split: str) -> tuple[Tensor, Tensor]:
+def fit(image: Tensor, sizes: Sizes) -> Tensor:
+    """An image [C, H, W] as fractions of white, in the model's channels, size and normalisation."""
+    if image.shape[0] != sizes.channels:
+        if 1 not in (image.shape[0], sizes.channels):
+            raise InputError(f"images have {image.shape[0]} channels, but the model takes {sizes.channels}")
+        image = image.expand(sizes.channels, -1, -1) if image.shape[0] == 1 else image.mean(0, keepdim=True)
+    if tuple(image.shape[1:]) != sizes.image_size:
+        image = _resize(image, sizes)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (sizes.mean, sizes.std))
+    return (image - mean) / std
+
+
+def _resize(image: Tensor, sizes: Sizes) -> Tensor:
+    (height, width), (h, w) = image.shape[1:], sizes.image_size
+    scale = max(h / height, w / width)
+    if scale < 1:
+        scale /= sizes.crop
+    rows, columns = max(h, round(height * scale)), max(w, round(width * scale))
+    image = F.interpolate(image[None], size=(rows, columns), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
+    top, left = (rows - h) // 2, (columns - w) // 2
+    return image[:, top : top + h, left : left + w]
+
+
+def _source(data: str | Path, split: str) -> Iterator[Pair]:
+    """The pictures of a split one after another."""
+    if str(data) == "digits":
+        return _digits(split)
+    if str(data) == "cifar10":
+        if not os.environ.get(CIFAR10_VARIABLE):
+            raise InputError(f"cifar10 does not come with the package: set {CIFAR10_VARIABLE} to its path, or pass the path itself")
+        data = os.environ[CIFAR10_VARIABLE]
+    path = Path(data)
+    if path.is_file() and path.suffix == ".parquet":
+        return _parquet([path])
+    if not path.is_dir():
+        raise InputError(f"no labelled images at '{data}': give digits, cifar10, a Parquet file, or a folder with one folder of pictures per class")
+    files = sorted(file for name in SPLITS[split] for file in path.glob(f"{name}*.parquet"))
+    if files:
+        return _parquet(files)
+    if path.name == TORCHVISION_CIFAR10 or (path / TORCHVISION_CIFAR10).is_dir():
+        return _torchvision_cifar10(path.parent if path.name == TORCHVISION_CIFAR10 else path, split)
+    return _class_folders(path, split)
+
+
+def _digits(split: str) -> Iterator[Pair]:
     try:
         from .teachers.train_digits import load_digits
 
         train_images, train_labels, test_images, test_labels = load_digits()
     except ImportError as error:
-        raise InputError("the digits need scikit-learn: pip install scikit-learn") from error
+        raise InputError("digits needs scikit-learn: pip install 'sparse-model-inversion[digits]'") from error
     images, labels = (train_images, train_labels) if split == "train" else (test_images, test_labels)
-    if images.shape[2:] != vit.image_size:
-        images = F.interpolate(images, size=vit.image_size, mode="bilinear", align_corners=False)
-    return images.expand(-1, vit.channels, -1, -1), labels
+    return zip(images, labels.tolist(), strict=True)
 
 
-def _pictures(vit: ViT, model: nn.Module, path: Path, split: str, limit: int | None) -> tuple[Tensor, Tensor]:
-    """Pixels [N, C, H, W] as fractions of white: the short side resized, the middle cut out, as the model's configuration says."""
-    from timm.data import create_transform
-
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    transform = create_transform(
-        (vit.channels, *vit.image_size),
-        interpolation=cfg.get("interpolation", "bicubic"),
-        crop_pct=cfg.get("crop_pct", 1.0),
-        mean=(0.0,) * vit.channels,
-        std=(1.0,) * vit.channels,
-    )
-    images, labels = [], []
-    for picture, label in _read(path, split):
-        if limit is not None and len(images) >= limit:
-            break
-        images.append(transform(picture.convert("L" if vit.channels == 1 else "RGB")))
-        labels.append(label)
-    if not images:
-        return torch.empty(0, vit.channels, *vit.image_size), torch.empty(0, dtype=torch.int64)
-    return torch.stack(images), torch.tensor(labels)
-
-
-def _read(path: Path, split: str) -> Iterator[tuple]:
-    """(PIL image, label) of every image at `path`."""
-    if path.is_dir():
-        return _read_folder(path / split if (path / split).is_dir() else path)
-    raise InputError(f"no labelled images at '{path}': give 'digits' or a folder with one folder of pictures per class")
-
-
-def _read_folder(folder: Path) -> Iterator[tuple]:
-    """Class folders in the order of their names: of their numbers, where all names are whole numbers, which then are the labels."""
+def _parquet(files: list[Path]) -> Iterator[Pair]:
+    """Rows of a picture file's bytes and a label, in the column layout of the `datasets` library."""
     from PIL import Image
 
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise InputError("Parquet files need pyarrow: pip install 'sparse-model-inversion[parquet]'") from error
+    for file in files:
+        try:
+            reader = parquet.ParquetFile(file)
+            names = set(reader.schema_arrow.names)
+            image = next((name for name in ("img", "image") if name in names), None)
+            label = next((name for name in ("label", "labels", "fine_label") if name in names), None)
+            if image is None or label is None:
+                raise InputError(f"{file} must have columns img (or image) and label, it has {', '.join(sorted(names))}")
+            for batch in reader.iter_batches(batch_size=256, columns=[image, label]):
+                for picture, target in zip(batch[image].to_pylist(), batch[label].to_pylist(), strict=True):
+                    if target is None:
+                        raise InputError(f"{file} holds an image without a label")
+                    yield _to_tensor(Image.open(io.BytesIO(picture["bytes"] if isinstance(picture, dict) else picture))), int(target)
+        except (ArrowException, OSError, TypeError, KeyError) as error:
+            raise InputError(f"{file} cannot be read as labelled images: {str(error).splitlines()[0] if str(error) else error!r}") from error
+
+
+def _torchvision_cifar10(root: Path, split: str) -> Iterator[Pair]:
+    from torchvision.datasets import CIFAR10
+
+    try:
+        pictures = CIFAR10(root, train=split == "train")  # checks the files' digests before it reads them
+    except RuntimeError as error:
+        raise InputError(f"{root} holds no complete CIFAR-10: {str(error).splitlines()[0]}") from error
+    for picture, target in pictures:
+        yield _to_tensor(picture), target
+
+
+def _class_folders(path: Path, split: str) -> Iterator[Pair]:
+    """Class folders in the order of their names: of their numbers, where all names are whole numbers, which then are the labels."""
+    named = [path / name for name in SPLITS[split] if (path / name).is_dir()]
+    others = [name for names in SPLITS.values() for name in names if (path / name).is_dir()]
+    if others and not named:
+        raise InputError(f"{path} has a folder {others[0]} but none for the {split} split")
+    folder = named[0] if named else path
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
-        pictures = any(entry.suffix.lower() in PICTURES for entry in folder.iterdir())
-        raise InputError(f"{folder} holds {'pictures without labels' if pictures else 'no pictures'}: put those of each class in a folder of its own")
+        found = "pictures without labels" if any(entry.suffix.lower() in PICTURES for entry in folder.iterdir()) else "no pictures"
+        raise InputError(f"{folder} holds {found}: put those of each class in a folder of its own")
     numbered = all(entry.name.isascii() and entry.name.isdecimal() for entry in classes)
-    for place, entry in enumerate(sorted(classes, key=lambda entry: int(entry.name)) if numbered else classes):
-        for file in sorted(entry.rglob("*")):
-            if file.suffix.lower() in PICTURES:
-                try:
-                    with Image.open(file) as picture:
-                        yield picture, int(entry.name) if numbered else place
-                except OSError as error:
-                    raise InputError(f"{file} cannot be read as a picture: {error}") from error
+    files = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in PICTURES) for entry in classes]
+    labels = [int(entry.name) for entry in classes] if numbered else list(range(len(classes)))
+    for turn in zip_longest(*files):
+        yield from ((_open(file), label) for file, label in zip(turn, labels, strict=True) if file is not None)
+
+
+def _open(path: Path) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return _to_tensor(picture)
+    except OSError as error:  # also of what is no picture
+        raise InputError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def _to_tensor(picture) -> Tensor:
+    """[C, H, W] as fractions of white, one channel of a grey picture and three of any other."""
+    import numpy as np
+
+    array = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
+    tensor = torch.from_numpy(array).float() / 255
+    return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)
