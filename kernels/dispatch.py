@@ -73,6 +73,7 @@ def exists(operation: str, version: str) -> bool:
     return version == "reference" or find_spec(f"smi.kernels.{operation}.{MODULES[version]}") is not None
 
 
+@cache
 def load(operation: str, version: str) -> ModuleType | SimpleNamespace:
     """The raw functions of one version. Raises BackendUnavailable if it does not exist or cannot be imported."""
     if not exists(operation, version):

@@ -1,0 +1,32 @@
+// Threads and scratch memory. The threads are PyTorch's own: `torch_parallel_for` of its stable C interface, handed over when the library is loaded.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+
+using Range = void (*)(int64_t begin, int64_t end, void* context);
+using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Range function, void* context);
+extern ParallelFor parallel_for;
+
+// Calls body(begin, end) on parts of [0, count), in as many threads as PyTorch uses.
+template <class Body>
+void share(int64_t count, Body body) {
+  parallel_for(0, count, 1, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body);
+}
+
+// Memory that a thread keeps from call to call, aligned to a cache line.
+inline float* scratch(size_t floats) {
+  struct Block {
+    float* at = nullptr;
+    size_t size = 0;
+    ~Block() { free(at); }
+  };
+  static thread_local Block block;
+  if (block.size < floats) {
+    free(block.at);
+    block.size = (floats + 1023) / 1024 * 1024;
+    block.at = static_cast<float*>(aligned_alloc(64, block.size * sizeof(float)));
+    if (!block.at) abort();
+  }
+  return block.at;
+}

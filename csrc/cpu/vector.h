@@ -1,0 +1,119 @@
+// Vectors of floats as GCC and Clang know them on every processor: loads and stores in both dtypes, exp, and the normal distribution's tail.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+constexpr int V = 16;  // floats in a vector
+constexpr int MR = 12; // rows of a tile of accumulators: MR x NR and a row of the right factor fill the registers
+#elif defined(__AVX__)
+constexpr int V = 8;
+constexpr int MR = 6;
+#else
+constexpr int V = 4;
+constexpr int MR = 6;
+#endif
+constexpr int NR = 2 * V;  // columns of a tile
+
+typedef float vec __attribute__((vector_size(4 * V)));
+typedef int32_t ivec __attribute__((vector_size(4 * V)));
+typedef uint32_t uvec __attribute__((vector_size(4 * V)));
+typedef _Float16 fvec __attribute__((vector_size(2 * V)));
+typedef uint16_t hvec __attribute__((vector_size(2 * V)));
+
+struct bfloat16 {
+  uint16_t bits;
+};
+
+inline vec broadcast(float x) { return x - vec{}; }
+
+inline vec load(const float* p) {
+  vec x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+
+inline vec load(const bfloat16* p) {
+  hvec h;
+  memcpy(&h, p, sizeof h);
+  uvec wide = __builtin_convertvector(h, uvec) << 16;
+  vec x;
+  memcpy(&x, &wide, sizeof x);
+  return x;
+}
+
+inline vec load(const _Float16* p) {
+  fvec h;
+  memcpy(&h, p, sizeof h);
+  return __builtin_convertvector(h, vec);
+}
+
+inline void store(_Float16* p, vec x) {
+  fvec h = __builtin_convertvector(x, fvec);
+  memcpy(p, &h, sizeof h);
+}
+
+inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
+
+inline void store(bfloat16* p, vec x) {  // to nearest, ties to even; NaN stays NaN
+  uvec u;
+  memcpy(&u, &x, sizeof u);
+  uvec rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  hvec h = __builtin_convertvector(x == x ? rounded : uvec{} + 0x7fc0u, hvec);
+  memcpy(p, &h, sizeof h);
+}
+
+inline float to_float(float x) { return x; }
+inline float to_float(_Float16 x) { return float(x); }
+inline float to_float(bfloat16 x) {
+  uint32_t u = uint32_t(x.bits) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+inline void from_float(float* p, float x) { *p = x; }
+inline void from_float(_Float16* p, float x) { *p = _Float16(x); }
+inline void from_float(bfloat16* p, float x) {
+  bfloat16 out[V];
+  store(out, broadcast(x));
+  *p = out[0];
+}
+
+// e^x to one unit in the last place; 0 below the smallest normal number, so that exp(-inf) = 0.
+inline vec exp(vec x) {
+  const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
+  vec clamped = x < 88.f ? x : broadcast(88.f);
+  vec n = clamped * 1.44269504f + shift;
+  ivec exponent;
+  memcpy(&exponent, &n, sizeof n);
+  n -= shift;
+  vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
+  vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  ivec bits;
+  memcpy(&bits, &p, sizeof p);
+  bits += exponent << 23;
+  memcpy(&p, &bits, sizeof p);
+  return x < -87.33f ? vec{} : p;
+}
+
+inline float sum(vec x) {  // by halves
+  float part[V];
+  store(part, x);
+  for (int n = V / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) part[i] += part[i + n];
+  return part[0];
+}
+
+inline float largest(vec x) {
+  float part[V];
+  store(part, x);
+  for (int n = V / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) part[i] = part[i] > part[i + n] ? part[i] : part[i + n];
+  return part[0];
+}
