@@ -17,8 +17,7 @@ inline void tile(Left a, const float* b, ptrdiff_t ldb, int depth, float* c, ptr
   vec sums[R][2];
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
-    sums[i][0] = ADD ? load(c + i * ldc) : vec{};
-    sums[i][1] = ADD ? load(c + i * ldc + V) : vec{};
+    sums[i][0] = sums[i][1] = vec{};
   }
   for (int k = 0; k < depth; ++k) {
     vec left = load(b + k * ldb), right = load(b + k * ldb + V);
@@ -31,8 +30,9 @@ inline void tile(Left a, const float* b, ptrdiff_t ldb, int depth, float* c, ptr
   }
 #pragma GCC unroll 12
   for (int i = 0; i < R; ++i) {
-    store(c + i * ldc, sums[i][0]);
-    store(c + i * ldc + V, sums[i][1]);
+    float* to = c + i * ldc;
+    store(to, ADD ? load(to) + sums[i][0] : sums[i][0]);  // a sum of short sums rounds less than one long sum
+    store(to + V, ADD ? load(to + V) + sums[i][1] : sums[i][1]);
   }
 }
 
