@@ -3,12 +3,20 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
 import torch
 from smi.kernels.comparison import Error, Example, cast, compare, error_of
 from smi.kernels.comparison import outcome as run
 from torch import Tensor
 
-__all__ = ["assert_close_enough", "cast", "check_version", "poisoned", "run"]
+__all__ = ["VERSIONS", "assert_close_enough", "cast", "check_version", "needs_float32", "poisoned", "run"]
+VERSIONS = ["reference", "stock", "triton"] + ([] if torch.cuda.is_available() else ["cpu"])  # of most operations, on the device of the tests
+
+
+def needs_float32(version: str, dtype: torch.dtype) -> None:
+    """Skip the test where a version does not take `dtype`."""
+    if version == "cpu" and dtype != torch.float32:
+        pytest.skip("the C++ for the CPU takes float32")
 
 
 @contextmanager

@@ -104,9 +104,10 @@ def test_definition_is_roll_flip_convolve_pick(augmentation, grid):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
+@pytest.mark.parametrize("version", checks.VERSIONS)
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_versions_meet_the_error_rule(version, augmentation, dtype, device):
+    checks.needs_float32(version, dtype)
     checks.check_version(version, patch_embed, definition, arguments(augmentation=augmentation, device=device), ("images",), dtype)
 
 
@@ -143,7 +144,7 @@ def test_every_tile(dtype, device, monkeypatch):
         checks.check_version("triton", patch_embed, definition, given, ("images",), dtype)
 
 
-@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
+@pytest.mark.parametrize("version", checks.VERSIONS)
 @pytest.mark.parametrize("n", [6, 15])
 def test_pixels_that_no_active_patch_reads_get_zero(version, n, device):
     given = checks.cast(arguments(n=n, device=device), torch.float32)
@@ -157,7 +158,7 @@ def test_pixels_that_no_active_patch_reads_get_zero(version, n, device):
     assert torch.equal(grad != 0, read.view(2, 1, 20, 12).expand(-1, 3, -1, -1))
 
 
-@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
+@pytest.mark.parametrize("version", checks.VERSIONS)
 def test_without_options(version, device):
     given = arguments(device=device) | {"bias": None, "position": None, "prefix": None, "augmentation": None}
     checks.check_version(version, patch_embed, definition, given, ("images",), torch.float32)
@@ -168,7 +169,7 @@ def test_without_options(version, device):
         assert torch.equal(definition(**still), definition(**given))
 
 
-@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
+@pytest.mark.parametrize("version", checks.VERSIONS)
 @pytest.mark.parametrize("integer", [torch.int32, torch.int64])
 def test_non_contiguous_and_integer_types(version, integer, device):
     given = arguments(grid=(4, 4), device=device)
@@ -180,10 +181,11 @@ def test_non_contiguous_and_integer_types(version, integer, device):
     checks.check_version(version, patch_embed, definition, given, ("images",), torch.float32)
 
 
-@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
+@pytest.mark.parametrize("version", checks.VERSIONS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_float32_pixels_under_16_bit_weights(version, dtype, device):
     """Tokens in the weights' dtype, the gradient in the pixels'."""
+    checks.needs_float32(version, dtype)
     given = arguments(device=device)
     narrow = checks.cast(given, dtype) | {"images": given["images"].float()}
     exact = checks.cast(narrow, torch.float64)
@@ -208,7 +210,7 @@ def test_images_may_change_before_backward(device):
     assert images.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
+@pytest.mark.parametrize("version", checks.VERSIONS)
 def test_empty(version, device):
     for batch, n in ((0, 7), (2, 0)):
         given = checks.cast(arguments(batch=batch, n=n, device=device), torch.float32)

@@ -1,0 +1,99 @@
+// LayerNorm with the residual addition, and its gradient to the input. Rows of [m, d]; kernels/layer_norm/README.md has the mathematics.
+#include <cmath>
+
+#include "parallel.h"
+#include "vector.h"
+
+namespace {
+
+struct Params {
+  const float *x, *residual, *weight, *bias;  // residual, bias: or null
+  float *s, *y, *mean, *rstd;                 // s = x + residual is written where there is a residual
+  const float *grad, *grad_s;                 // backward: of y, and of s or null
+  float* found;                               // backward: gradient of s
+  int64_t m, d;
+  float eps;
+};
+
+template <class Body>
+inline void each(int64_t d, Body body) {  // body(offset, number of floats), vectors first
+  int64_t j = 0;
+  for (; j + V <= d; j += V) body(j, V);
+  if (j < d) body(j, int(d - j));
+}
+
+inline vec get(const float* p, int some) {
+  if (some == V) return load(p);
+  float part[V] = {};
+  memcpy(part, p, some * sizeof(float));
+  return load(part);
+}
+
+inline void put(float* p, vec x, int some) {
+  if (some == V) return store(p, x);
+  memcpy(p, &x, some * sizeof(float));
+}
+
+void forward_row(const Params& p, int64_t row) {
+  const int64_t d = p.d;
+  const float* x = p.x + row * d;
+  vec total = {};
+  if (p.residual) {
+    float* s = p.s + row * d;
+    const float* residual = p.residual + row * d;
+    each(d, [&](int64_t j, int some) {
+      vec sum = get(x + j, some) + get(residual + j, some);
+      put(s + j, sum, some);
+      total += sum;
+    });
+    x = s;
+  } else {
+    each(d, [&](int64_t j, int some) { total += get(x + j, some); });
+  }
+  const float mean = sum(total) / d;
+  vec squares = {};
+  const int64_t whole = d / V * V;
+  for (int64_t j = 0; j < whole; j += V) {
+    vec off = load(x + j) - mean;
+    squares += off * off;
+  }
+  float rest = 0;
+  for (int64_t j = whole; j < d; ++j) rest += (x[j] - mean) * (x[j] - mean);
+  const float rstd = 1 / std::sqrt((sum(squares) + rest) / d + p.eps);
+  p.mean[row] = mean;
+  p.rstd[row] = rstd;
+  float* y = p.y + row * d;
+  each(d, [&](int64_t j, int some) {
+    vec value = (get(x + j, some) - mean) * rstd * get(p.weight + j, some);
+    put(y + j, p.bias ? value + get(p.bias + j, some) : value, some);
+  });
+}
+
+void backward_row(const Params& p, int64_t row) {
+  const int64_t d = p.d;
+  const float *x = p.x + row * d, *grad = p.grad + row * d, mean = p.mean[row], rstd = p.rstd[row];
+  vec plain = {}, along = {};
+  each(d, [&](int64_t j, int some) {
+    const vec g = get(grad + j, some) * get(p.weight + j, some);
+    plain += g;
+    along += g * (get(x + j, some) - mean);  // past the row g is zero
+  });
+  const float a = sum(plain) / d, b = sum(along) * rstd * rstd / d;
+  float* found = p.found + row * d;
+  each(d, [&](int64_t j, int some) {
+    vec value = (get(grad + j, some) * get(p.weight + j, some) - a - (get(x + j, some) - mean) * b) * rstd;
+    put(found + j, p.grad_s ? value + get(p.grad_s + row * d + j, some) : value, some);
+  });
+}
+
+template <void (*ROW)(const Params&, int64_t)>
+void all_rows(const Params& p) {
+  share(p.m, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) ROW(p, row);
+  });
+}
+
+}  // namespace
+
+extern "C" void smi_layer_norm_forward(const Params* p) { all_rows<forward_row>(*p); }
+extern "C" void smi_layer_norm_backward(const Params* p) { all_rows<backward_row>(*p); }

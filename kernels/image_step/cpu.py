@@ -1,0 +1,67 @@
+"""image_step and the norms of the total variation on the CPU in C++ (csrc/cpu/pixels.cpp), float32."""
+
+import ctypes
+
+import torch
+from smi.csrc import host
+from torch import Tensor
+
+from ..patch_embed.cpu import described
+from . import stock
+
+MOST = 256  # pixels on a side of a patch, as in csrc/cpu/pixels.cpp
+
+
+class Step(ctypes.Structure):
+    """As in csrc/cpu/pixels.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("images", "grad", "avg", "avg_sq", "out", "pull", "low", "high", "norms")),
+        *((name, ctypes.c_float) for name in ("tv_weight", "beta1", "rest1", "beta2", "rest2", "eps", "rate", "correction")),
+    ]
+
+
+def unavailable() -> str | None:
+    return host.why_not()
+
+
+def unsupported(function: str, *args) -> str | None:
+    written = args[:4] if function == "forward" else args[:1]
+    if any(tensor.dtype != torch.float32 for tensor in written):
+        return "it takes float32 alone"
+    if function == "forward" and (args[8] > MOST or args[7] is None and any(side % args[8] for side in args[0].shape[2:])):
+        return f"it takes images that divide into patches of at most {MOST} pixels"
+    return unavailable()
+
+
+def forward(
+    images: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, low: Tensor, high: Tensor, index: Tensor | None, patch_size: int,
+    norms: Tensor | None, tv_weight: float, lr: float, beta1: float, beta2: float, eps: float, out: Tensor | None,
+) -> None:  # fmt: skip
+    """One step, as in op.py: moments in place, pixels in place or to out."""
+    batch, _, height, width = images.shape
+    if index is None:
+        index = torch.arange(height // patch_size * (width // patch_size)).expand(batch, -1)
+    patches, index = described(index, None, patch_size, *images.shape[1:])
+    count, pull = int(step), None
+    if tv_weight:
+        pull, norms = torch.empty(index.numel() * images.shape[1] * patch_size**2), norms.float().contiguous()
+    bounds = [bound.float().contiguous() for bound in (low, high)]
+    tensors = (images, grad.contiguous(), exp_avg, exp_avg_sq, out, pull, *bounds, norms if tv_weight else None)
+    pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+    state = Step(*pointers, tv_weight, beta1, 1 - beta1, beta2, 1 - beta2, eps, lr / (1 - beta1**count), 1 / (1 - beta2**count))
+    host.library().smi_image_step(ctypes.byref(patches), ctypes.byref(state))
+
+
+def tv_norms(images: Tensor) -> Tensor:
+    """The four norms [4] of images [B, C, H, W]."""
+    images, norms = images.contiguous(), torch.empty(4)
+    planes, (height, width) = images.shape[0] * images.shape[1], images.shape[2:]
+    partial = torch.empty(planes, 4, dtype=torch.float64)
+    sizes = map(ctypes.c_int64, (planes, height, width))
+    at = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (partial, norms))
+    host.library().smi_tv_norms(ctypes.c_void_p(images.data_ptr()), *sizes, *at)
+    return norms
+
+
+tv_norms_backward = stock.tv_norms_backward

@@ -1,0 +1,58 @@
+"""layer_norm on the CPU in C++ (csrc/cpu/norm.cpp), float32."""
+
+import ctypes
+
+import torch
+from smi.csrc import host
+from torch import Tensor
+
+
+class Params(ctypes.Structure):
+    """As in csrc/cpu/norm.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "residual", "weight", "bias", "s", "y", "mean", "rstd", "grad", "grad_s", "found")),
+        *((name, ctypes.c_int64) for name in ("m", "d")),
+        ("eps", ctypes.c_float),
+    ]
+
+
+def unavailable() -> str | None:
+    return host.why_not()
+
+
+def unsupported(function: str, *args) -> str | None:
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if any(tensor.dtype != torch.float32 for tensor in tensors):
+        return "it takes float32 alone"
+    return unavailable()
+
+
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None, out: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, s, mean, rstd as in op.py; y in out, contiguous, where there is one."""
+    x, y = x.contiguous(), torch.empty(x.shape) if out is None else out
+    mean, rstd = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
+    s = x.new_empty(0) if residual is None else torch.empty(x.shape)
+    residual = None if residual is None else residual.contiguous()
+    named = {"x": x, "residual": residual, "weight": weight.contiguous(), "bias": None if bias is None else bias.contiguous()}
+    _run("forward", x, eps, **named, s=s, y=y, mean=mean, rstd=rstd)
+    return y, s, mean, rstd
+
+
+def backward(
+    grad_y: Tensor, grad_s: Tensor | None, s: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float, out: Tensor | None = None
+) -> Tensor:
+    """Gradient of s, in out where there is one, which may be grad_s."""
+    s, found = s.contiguous(), torch.empty(s.shape) if out is None else out
+    named = {"grad": grad_y.contiguous(), "grad_s": None if grad_s is None else grad_s.contiguous(), "weight": weight.contiguous()}
+    _run("backward", s, eps, x=s, **named, mean=mean, rstd=rstd, found=found)
+    return found
+
+
+def _run(function: str, rows: Tensor, eps: float, **tensors: Tensor | None) -> None:
+    d = rows.shape[-1]
+    at = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
+    params = Params(**at, m=rows.numel() // d, d=d, eps=eps)
+    getattr(host.library(), f"smi_layer_norm_{function}")(ctypes.byref(params))

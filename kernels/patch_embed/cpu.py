@@ -1,0 +1,95 @@
+"""patch_embed on the CPU: pixels taken and given back in C++ (csrc/cpu/pixels.cpp), float32; the product is PyTorch's."""
+
+import ctypes
+
+import torch
+import torch.nn.functional as F
+from smi.csrc import host
+from torch import Tensor
+
+
+class Patches(ctypes.Structure):
+    """As in csrc/cpu/pixels.cpp."""
+
+    _fields_ = [
+        ("index", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("batch", "n", "channels", "height", "width", "patch", "dy", "dx", "flip")),
+    ]
+
+
+def unavailable() -> str | None:
+    return host.why_not()
+
+
+def unsupported(function: str, *args) -> str | None:
+    dtypes = {arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()} | ({args[-1]} if function == "backward" else set())
+    return "it takes float32 alone" if dtypes != {torch.float32} else unavailable()
+
+
+def described(index: Tensor, augmentation: Tensor | None, patch_size: int, channels: int, height: int, width: int) -> tuple[Patches, Tensor]:
+    """The patches as the C++ takes them, and the int64 index, which must live as long."""
+    index = index.long().contiguous()
+    moves = (0, 0, 0) if augmentation is None else augmentation.tolist()
+    return Patches(index.data_ptr(), *index.shape, channels, height, width, patch_size, *moves), index
+
+
+def take_pixels(images: Tensor, index: Tensor, augmentation: Tensor | None, patch_size: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Pixels float32 [B, n, C * p * p] under the cells int64 [B, n] to which the patches move, and those cells."""
+    patches, index = described(index, augmentation, patch_size, *images.shape[1:])
+    images, cells = images.contiguous(), torch.empty_like(index)
+    pixels = torch.empty(*index.shape, images.shape[1] * patch_size**2) if out is None else out
+    host.library().smi_take_pixels(ctypes.byref(patches), *map(_at, (images, pixels, cells)))
+    return pixels, cells
+
+
+def give_pixels(pixels: Tensor, index: Tensor, augmentation: Tensor | None, patch_size: int, out: Tensor) -> Tensor:
+    """The adjoint: out [B, C, H, W] gets the pixels [B, n, C * p * p] where they came from, zero elsewhere."""
+    patches, index = described(index, augmentation, patch_size, *out.shape[1:])
+    host.library().smi_give_pixels(ctypes.byref(patches), _at(pixels.contiguous()), _at(out))
+    return out
+
+
+def add_position(tokens: Tensor, position: Tensor | None, cells: Tensor, prefix: Tensor | None) -> None:
+    """Put the prefix tokens [P, d] before the patches of each image of tokens [B, P + n, d], in place, and add position [N, d] at cells [B, n]."""
+    count = 0 if prefix is None else len(prefix)
+    sizes = map(ctypes.c_int64, (*cells.shape, count, tokens.shape[-1]))
+    host.library().smi_add_position(*map(_at, (tokens, position, cells, prefix)), *sizes)
+
+
+def _at(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def forward(
+    images: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    position: Tensor | None,
+    prefix: Tensor | None,
+    augmentation: Tensor | None,
+    patch_size: int,
+) -> Tensor:
+    """Tokens [B, P + n, d] as in op.py."""
+    pixels, cells = take_pixels(images, index, augmentation, patch_size)
+    count = 0 if prefix is None else len(prefix)
+    tokens = weight.new_empty(len(images), count + index.shape[1], len(weight))
+    tokens[:, count:] = F.linear(pixels, weight, bias)
+    add_position(tokens, None if position is None else position.contiguous(), cells, None if prefix is None else prefix.contiguous())
+    return tokens
+
+
+def backward(
+    grad_tokens: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    augmentation: Tensor | None,
+    patch_size: int,
+    prefix: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Gradient [B, C, H, W] of the images."""
+    images = grad_tokens.new_empty(len(grad_tokens), weight.shape[1] // patch_size**2, height, width)
+    return give_pixels(grad_tokens[:, prefix:] @ weight, index, augmentation, patch_size, images)
