@@ -1,0 +1,7 @@
+"""Data-free quantisation: calibrated with synthetic images, simulated at any width, deployed as int8 on the CPU."""
+
+from .files import load_quantized
+from .model import accuracy
+from .simulate import quantize
+
+__all__ = ["accuracy", "load_quantized", "quantize"]

@@ -1,0 +1,131 @@
+"""A timm ViT as an exported graph of (patches, index), with any number of images and of tokens: sparse to calibrate, dense to run."""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import RunError
+from ..models import ViT, describe
+from .model import Facts
+
+EXAMPLE = (2, 3)  # images and patches to export with: neither is 0 or 1, which torch.export would take for constants
+
+
+def describe_for(model: nn.Module) -> ViT:
+    """The description of a model whose images come normalised: its own statistics play no part, and may be unknown."""
+    unused = (1.0,) * getattr(model, "in_chans", 3)
+    return describe(model, mean=unused, std=unused)
+
+
+class Tokens(nn.Module):
+    """Logits of a timm ViT on patches [B, n, C, p, p] that lie at cells index [B, n]; its own modules, copied."""
+
+    def __init__(self, model: nn.Module, fused_attention: bool = True):
+        super().__init__()
+        vit = describe_for(model)
+        trunk = copy.deepcopy(model).eval().requires_grad_(False)
+        self.embed = nn.Linear(vit.embed.weight.shape[1], vit.embed_dim, bias=vit.embed.bias is not None, device=vit.device)
+        with torch.no_grad():
+            self.embed.weight.copy_(vit.embed.weight)
+            if vit.embed.bias is not None:
+                self.embed.bias.copy_(vit.embed.bias)
+        self.embed.requires_grad_(False)
+        self.register_buffer("prefix", vit.prefix.clone())
+        self.register_buffer("position", None if vit.position is None else vit.position.clone())
+        self.norm_pre, self.blocks, self.norm = trunk.norm_pre, trunk.blocks, trunk.norm
+        self.fc_norm = nn.Identity() if vit.fc_norm is None else trunk.fc_norm
+        self.heads = nn.ModuleList([trunk.head, *([trunk.head_dist] if len(vit.heads) > 1 else [])])
+        self.pool = vit.pool
+        for block in self.blocks:
+            block.attn.fused_attn = fused_attention
+
+    def forward(self, patches: Tensor, index: Tensor) -> Tensor:
+        x = self.embed(patches.flatten(2))
+        if self.position is not None:
+            x = x + F.embedding(index, self.position)
+        x = self.norm_pre(torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1))
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        read = [x[:, len(self.prefix) :].mean(1)] if self.pool == "avg" else [x[:, i] for i in range(len(self.heads))]
+        logits = [head(self.fc_norm(token)) for token, head in zip(read, self.heads, strict=True)]
+        return torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
+
+
+def example(facts: Facts, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Patches and their cells to export with."""
+    shape = (*EXAMPLE, facts.channels, facts.patch_size, facts.patch_size)
+    return torch.zeros(shape, device=device), torch.zeros(EXAMPLE, dtype=torch.int64, device=device)
+
+
+def export(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> torch.fx.GraphModule:
+    """The graph of a module of (patches, index), for any number of images and of patches; raises RunError with what cannot be exported."""
+    return export_program(module, inputs).module(check_guards=False)
+
+
+def export_program(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> torch.export.ExportedProgram:
+    """The same as torch.export gives it, to be saved."""
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, inputs, dynamic_shapes=(any_size, any_size))
+    except Exception as error:  # torch.export fails in many ways; what a user can act on is where
+        culprit = _culprit(module, inputs) or type(module).__name__
+        raise RunError(f"{culprit} cannot be exported ({type(error).__name__}: {_first_line(error)})") from error
+
+
+def _culprit(module: nn.Module, args: tuple) -> str | None:
+    """Dotted name of the innermost module that cannot be exported by itself."""
+    name = None
+    while True:
+        seen = _inputs_of_children(module, args)
+        failing = next((child for child, (part, inputs) in seen.items() if not _exports(part, inputs)), None)
+        if failing is None:
+            return name
+        name = failing if name is None else f"{name}.{failing}"
+        module, args = seen[failing]
+
+
+def _inputs_of_children(module: nn.Module, args: tuple) -> dict[str, tuple[nn.Module, tuple]]:
+    """What each child module is called with, as far as the module runs at all; a child that is a list stands for its members."""
+    children = {}
+    for name, child in module.named_children():
+        listed = isinstance(child, nn.ModuleList | nn.Sequential) and len(child)
+        children.update({f"{name}.{i}": part for i, part in enumerate(child)} if listed else {name: child})
+    seen: dict[str, tuple[nn.Module, tuple]] = {}
+    hooks = [
+        child.register_forward_pre_hook(lambda child, inputs, name=name: seen.setdefault(name, (child, inputs)) and None)
+        for name, child in children.items()
+    ]
+    try:
+        with torch.no_grad():
+            module(*args)
+    except Exception:  # it does not even run: the last child that was called is looked at like the others
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def _exports(module: nn.Module, args: tuple) -> bool:
+    any_batch = tuple({0: torch.export.Dim.DYNAMIC} if isinstance(arg, Tensor) and arg.ndim else None for arg in args)
+    try:
+        with torch.no_grad():
+            torch.export.export(module, args, dynamic_shapes={"args": any_batch} if _takes_star_args(module) else any_batch)
+        return True
+    except Exception:
+        return False
+
+
+def _takes_star_args(module: nn.Module) -> bool:
+    from inspect import Parameter, signature
+
+    return any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in signature(module.forward).parameters.values())
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else "no reason given"
