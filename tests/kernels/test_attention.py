@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from smi.kernels import dispatch
-from smi.kernels.attention import attention
+from smi.kernels.attention import attention, stock
 from smi.kernels.attention.op import SIZES, example, size_class
 from smi.kernels.attention.reference import attention as definition
 from torch.library import opcheck
@@ -79,6 +79,46 @@ def test_cpu_in_16_bits(n, dtype):
     check("cpu", arguments(n, 64, ("index", "lengths")), dtype)
 
 
+@pytest.mark.parametrize(("n", "width", "options"), list(cases()))
+def test_stock(n, width, options, device):
+    check("stock", arguments(n, width, options, device=device), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "width"), [(1, 64), (29, 64), (47, 72), (148, 64), (33, 20)])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_stock_in_16_bits(n, width, options, dtype, device):
+    check("stock", arguments(n, width, options, device=device), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("options", OPTIONS)
+def test_stock_by_batched_products(options, dtype, monkeypatch, device):
+    """What it does where PyTorch has no fused kernel: an older GPU, for example."""
+    monkeypatch.setattr(stock, "choose", lambda *args: stock.PRODUCTS)
+    check("stock", arguments(47, 24, options, device=device), dtype)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_stock_in_float64(options, device):
+    """On a GPU, too, where PyTorch has no fused kernel for it."""
+    given = arguments(21, 20, options, device=device)
+    truth, found = (outcome_of(version, given, torch.float64) for version in ("reference", "stock"))
+    for name, value in truth.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("kernels", "bias"), [(stock.FLASH, False), (stock.EFFICIENT, False), (stock.EFFICIENT, True)])
+def test_fused_kernels_for_gpus_are_called_as_pytorch_declares_them(kernels, bias):
+    """Without a GPU: on meta tensors, which go through PyTorch's own checks of arguments and shapes."""
+    q, k, v = torch.empty(2, 29, 3, 4, 64, device="meta", dtype=torch.bfloat16).permute(2, 0, 3, 1, 4)
+    bias = stock.bias_of(torch.empty(2, 29, device="meta", dtype=torch.bool), q) if bias else None
+    out, lse = kernels.forward(q, k, v, bias, 0.125)
+    assert (out.shape, lse.shape[:2], lse.dtype) == (q.shape, (2, 4), torch.float32)
+    gradients = kernels.backward(out, q, k, v, bias, out, lse[..., :29], 0.125)
+    assert [x.shape for x in gradients] == [q.shape] * 3
+
+
 def test_reference_is_scaled_dot_product_attention():
     given = arguments(n=13, width=8, options=("index", "lengths"), batch=3)
     out = definition(**given, scale=0.3)
@@ -98,13 +138,13 @@ def test_gradcheck(options):
         assert torch.autograd.gradcheck(lambda x: attention(x, **given), qkv)
 
 
-@pytest.mark.parametrize("version", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("version", ["reference", "stock", "cpu", "triton"])
 def test_scale_and_64_bit_integers(version, device):
     given = arguments(n=29, options=("index", "lengths"), integers=torch.int64, device=device)
     checks.check_version(version, attention, definition, given | {"scale": -0.7}, ("qkv",), torch.float32)
 
 
-@pytest.mark.parametrize("version", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("version", ["reference", "stock", "cpu", "triton"])
 def test_non_contiguous(version, device):
     """Images in the middle, head elements apart, and heads beside a narrower part: strides are followed or the tensor copied, never misread."""
     given = arguments(n=19, batch=3, device=device)
@@ -119,7 +159,7 @@ def test_non_contiguous(version, device):
         check(version, given | {"qkv": layout}, torch.float32)
 
 
-@pytest.mark.parametrize("version", ["cpu", "triton"])
+@pytest.mark.parametrize("version", ["stock", "cpu", "triton"])
 @pytest.mark.parametrize("n", [37, pytest.param(270, marks=pytest.mark.slow)])
 def test_rows_past_a_length_are_neither_read_nor_given_a_gradient(version, n, device):
     given = checks.cast(arguments(n, 16, ("index", "lengths"), heads=1, device=device), torch.float32)
@@ -137,7 +177,7 @@ def test_rows_past_a_length_are_neither_read_nor_given_a_gradient(version, n, de
         assert all(torch.equal(with_holes[name], value) for name, value in found.items())
 
 
-@pytest.mark.parametrize("version", ["cpu", "triton"])
+@pytest.mark.parametrize("version", ["stock", "cpu", "triton"])
 @pytest.mark.parametrize("n", [47, pytest.param(260, marks=pytest.mark.slow)])
 def test_repeats_bit_for_bit(version, n, device):
     given = checks.cast(arguments(n, 16, ("index", "lengths"), heads=1, device=device), torch.bfloat16)
@@ -152,7 +192,7 @@ def test_any_backward_continues_any_forward(n, device):
     given = checks.cast(arguments(n, 16, ("index", "lengths"), heads=1, device=device), torch.float32)
     qkv, index, lengths = given.values()
     grad = torch.randn(2, n, 16, device=device)
-    versions = ["reference", "triton"] + (["cpu"] if device == "cpu" else [])
+    versions = ["reference", "stock", "triton"] + (["cpu"] if device == "cpu" else [])
     results = {v: dispatch.load("attention", v).forward(qkv, index, lengths, 0.25) for v in versions}
     want = dispatch.load("attention", "reference").backward(grad, qkv, index, lengths, *results["reference"], 0.25)
     for after in versions:
@@ -165,7 +205,7 @@ def test_large_scores_do_not_overflow(device):
     """Scores of some thousands: the maximum must come off before the exponential, in the forward and in the recomputation."""
     given = arguments(40, 16, ("lengths",), heads=1, device=device)
     given["qkv"][:, :, :2] *= 40
-    for version in ("cpu", "triton") if device == "cpu" else ("triton",):
+    for version in ("stock", "cpu", "triton") if device == "cpu" else ("stock", "triton"):
         out = outcome_of(version, given, torch.float32)
         truth = outcome_of("reference", given, torch.float64)
         torch.testing.assert_close(out["out0"].double(), truth["out0"], rtol=1e-3, atol=1e-3)
@@ -173,7 +213,7 @@ def test_large_scores_do_not_overflow(device):
 
 
 def test_empty_batch(device):
-    for version in ("reference", "cpu", "triton") if device == "cpu" else ("reference", "triton"):
+    for version in ("reference", "stock", "cpu", "triton") if device == "cpu" else ("reference", "stock", "triton"):
         with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
             qkv = torch.randn(0, 5, 3, 2, 16, device=device, requires_grad=True)
             out = attention(qkv)

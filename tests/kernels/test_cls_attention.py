@@ -31,9 +31,23 @@ def test_triton(tokens, width, queries, device):
     check("triton", arguments(tokens, width, queries, batch=1 if tokens > 64 else 2, heads=2, device=device))
 
 
+@pytest.mark.parametrize(("tokens", "width", "queries"), SIZES)
+def test_stock(tokens, width, queries, device):
+    check("stock", arguments(tokens, width, queries, device=device))
+
+
+def test_stock_in_float64(device):
+    given = arguments(21, 20, 2, device=device)
+    weights = (torch.randn(2, 2, 60, device=device), torch.randn(2, 21, device=device))
+    with torch.autograd.set_multithreading_enabled(False), dispatch.forced("stock"):
+        found = checks.run(cls_attention, given, INPUTS, weights)
+    for name, value in checks.run(definition, given, INPUTS, weights).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-13)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("tokens", "width"), [(47, 64), (99, 72), (130, 128)])
-@pytest.mark.parametrize("version", ["reference", "triton"])
+@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
 def test_in_16_bits(version, tokens, width, dtype, device):
     check(version, arguments(tokens, width, 2, device=device), dtype)
 
@@ -57,7 +71,7 @@ def test_gradcheck(queries):
         assert torch.autograd.gradcheck(cls_attention, tuple(given.values()))
 
 
-@pytest.mark.parametrize("version", ["reference", "triton"])
+@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
 @pytest.mark.parametrize("picked", [0, 1])
 @pytest.mark.parametrize("tokens", [29, 300])
 def test_a_loss_of_one_result(version, picked, tokens, device):
@@ -71,7 +85,7 @@ def test_a_loss_of_one_result(version, picked, tokens, device):
         torch.testing.assert_close(got[name].double(), value, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("version", ["reference", "triton"])
+@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
 def test_non_contiguous_and_scale(version, device):
     """Queries and keys as they lie in packed qkv, and with elements apart."""
     qkv = torch.randn(2, 31, 3, 2, 16, dtype=torch.float64, device=device)
@@ -95,7 +109,7 @@ def test_repeats_bit_for_bit(tokens, device):
 def test_any_backward_continues_any_forward(tokens, device):
     q, kv = checks.cast(arguments(tokens, queries=2, device=device), torch.float32).values()
     grad, grad_row = torch.randn(2, 2, 48, device=device), torch.randn(2, tokens, device=device)
-    versions = {v: dispatch.load("cls_attention", v) for v in ("reference", "triton")}
+    versions = {v: dispatch.load("cls_attention", v) for v in ("reference", "stock", "triton")}
     kept = {v: module.forward(q, kv, 0.25) for v, module in versions.items()}
     want = versions["reference"].backward(grad, grad_row, q, kv, kept["reference"][2], 0.25)
     for module in versions.values():
@@ -114,7 +128,7 @@ def test_large_scores_do_not_overflow(device):
 
 
 def test_empty_batch(device):
-    for version in ("reference", "triton"):
+    for version in ("reference", "stock", "triton"):
         with dispatch.forced(version):
             out, row = cls_attention(torch.randn(0, 1, 2, 16, device=device), torch.randn(0, 5, 2, 2, 16, device=device))
         assert (out.shape, row.shape) == ((0, 1, 32), (0, 5))
