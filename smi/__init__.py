@@ -1,6 +1,8 @@
 """Data-free inversion of Vision Transformers: dense, sparse (SMI) and patch rebirth (PRI)."""
 
+from .distillation import distill
 from .errors import InputError, RunError
+from .evaluate import evaluate
 from .forward import forward_sparse
 from .inversion import invert, invert_batches
 from .losses import default_losses
@@ -18,6 +20,8 @@ __all__ = [
     "SparseImages",
     "__version__",
     "default_losses",
+    "distill",
+    "evaluate",
     "forward_sparse",
     "invert",
     "invert_batches",

@@ -22,9 +22,10 @@ def load_model(
 ) -> nn.Module:
     """A model in evaluation mode.
 
-    name: a timm architecture, or "digits" for the embedded teacher. checkpoint: .safetensors, or .pth/.pt/.bin read as data only; its head decides
-    the number of classes. random_weights: no weights at all, for timing. image_size: height, width in pixels where it differs from the
-    architecture's. Raises InputError for an unknown name or a checkpoint that does not fit, RunError where pretrained weights cannot be had.
+    name: a timm architecture, "digits" for the embedded teacher, or a folder that training or distillation wrote. checkpoint: .safetensors, or
+    .pth/.pt/.bin read as data only; its head decides the number of classes. random_weights: no weights at all, for timing. image_size: height, width
+    in pixels where it differs from the architecture's. Raises InputError for an unknown name or a checkpoint that does not fit, RunError where
+    pretrained weights cannot be had.
     """
     if checkpoint is not None and random_weights:
         raise InputError("ask for a checkpoint or for random weights, not both")
@@ -36,6 +37,12 @@ def load_model(
         return digits().to(device)
     import timm
 
+    if Path(name).is_dir() and not timm.is_model(name):
+        from .model_folder import load_model_folder
+
+        if checkpoint or image_size or random_weights:
+            raise InputError(f"the model in {name} comes with its weights and size: leave out checkpoint, random weights and image size")
+        return load_model_folder(name).to(device)
     tags = timm.list_pretrained(name.split(".")[0] + ".*") if "." in name else [name]
     if not timm.is_model(name) or name not in tags:
         raise InputError(f"unknown model '{name}'{_suggest(name, timm.list_models())}")

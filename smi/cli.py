@@ -221,6 +221,75 @@ def export(folder, output, to, shard_images, force, as_json) -> None:
 
 
 @smi.command()
+@options(
+    click.argument("folder", required=False, type=click.Path(path_type=Path)),
+    click.option("--output", "-o", required=True, type=click.Path(path_type=Path), help="Folder for the student; a killed run goes on from it."),
+    MODEL,
+    WEIGHTS,
+    click.option("--student", default="small", help="small, teacher (a copy of it), a timm architecture, or a folder with a model."),
+    click.option("--student-checkpoint", type=click.Path(path_type=Path), help="Weights to start from; fresh ones when absent."),
+    click.option("--fresh-blocks", type=int, help="student 'teacher': blocks at its end that start afresh, with norm and head; all when absent."),
+    click.option("--preset", default="published", help="published (SGD) or adamw."),
+    click.option("--steps", type=int, help="Updates; the preset's when absent, like the next ones."),
+    click.option("--student-batch", "batch", type=int, help="Images per update."),
+    click.option("--lr", type=float, help="Learning rate."),
+    click.option("--temperature", type=float, help="Of the divergence."),
+    click.option("--head-only", is_flag=True, default=None, help="Train the classifier alone."),
+    click.option("--patience", type=int, help="Evaluations without a better one before the run ends."),
+    click.option("--eval", "evaluation", help="Real images on which the student is measured: digits, cifar10 or a path."),
+    click.option("--refresh-every", type=int, help="Without FOLDER: make new images every so many steps."),
+    click.option("--num-images", "-n", default=128, help="Without FOLDER: images made at a time."),
+    click.option("--method", default="pri", help="Without FOLDER: dense, smi or pri."),
+    SCHEDULE,
+    BATCH,
+    click.option("--tv-weight", default=TV_WEIGHT, help="Without FOLDER: weight of the total variation."),
+    SEED,
+    FORCE,
+    AS_JSON,
+)
+def distill(folder, output, model, image_size, checkpoint, random_weights, mean, std, force, as_json, **settings) -> None:
+    """Train a student on the images in FOLDER, or on images made as it learns; --model is the teacher."""
+    from .checkpoints import load_model
+    from .distillation.command import run_distill
+    from .tables import print_distilled
+
+    teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
+    try:
+        result = run_distill(teacher, folder, output, force=force, progress=not as_json, mean=mean, std=std, **settings)
+    except KeyboardInterrupt:
+        raise RunInterrupted(f"interrupted: the same command goes on from what is in {output}") from None
+    print(json.dumps({"output": str(output), **result.record()})) if as_json else print_distilled(result, output)
+
+
+@smi.command()
+@options(
+    FOLDER,
+    MODEL,
+    WEIGHTS,
+    click.option("--verifier", help="Another model that judges the images: a timm architecture, 'digits', or a folder with a model."),
+    click.option("--verifier-checkpoint", type=click.Path(path_type=Path), help="Its weights; timm's pretrained ones when absent."),
+    click.option("--against", help="Real images to compare with: digits, cifar10 or a path."),
+    SEED,
+    AS_JSON,
+)
+def evaluate(folder, model, image_size, checkpoint, random_weights, mean, std, verifier, verifier_checkpoint, against, seed, as_json) -> None:
+    """Judge the images in FOLDER: by the model they came from, stage by stage, by another model, and beside real images."""
+    from .checkpoints import load_model
+    from .datasets import load
+    from .evaluate import evaluate as judge
+    from .models import describe
+    from .sparse_images import SparseImages
+    from .tables import print_evaluation
+
+    images = SparseImages.load(folder)
+    teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
+    other = None if verifier is None else load_model(verifier, checkpoint=verifier_checkpoint)
+    real = None if against is None else load(against, describe(teacher, mean=mean, std=std), "test")
+    result = judge(images, teacher, verifier=other, real=real, seed=seed)
+    print(json.dumps(result.record())) if as_json else print_evaluation(result, folder)
+
+
+@smi.command()
 @options(MODEL, click.option("--method", help="dense, smi or pri; all of them when absent."), SCHEDULE, BATCH, AS_JSON)
 def cost(model, image_size, method, iterations, batch_size, as_json, **settings) -> None:
     """FLOPs and memory of the methods, by the published rule and honestly, and PRI's theorem."""

@@ -28,14 +28,30 @@ def save_model(model: nn.Module, folder: str | Path, record: Mapping | None = No
     folder = Path(folder)
     cfg = getattr(model, "pretrained_cfg", None) or {}
     about = {"format": FORMAT, "architecture": architecture(model), "statistics": {k: cfg[k] for k in STATISTICS if k in cfg}, "record": record or {}}
-    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / WEIGHTS, lambda path: save_file(weights, path))
+        save_weights(model, folder)
         replace_file(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+    except OSError as error:
+        raise RunError(f"writing {folder} failed ({error.strerror or error})") from error
+    return folder
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """The weights alone, of a model that the caller makes again."""
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        replace_file(folder / WEIGHTS, lambda path: save_file(weights, path))
     except (OSError, SafetensorError) as error:
         raise RunError(f"writing {folder} failed ({getattr(error, 'strerror', None) or error})") from error
-    return folder
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights that `save_model` or `save_weights` wrote. Raises InputError where they cannot be read."""
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder} holds no readable {WEIGHTS} ({error})") from error
 
 
 def load_model_folder(folder: str | Path) -> nn.Module:

@@ -200,6 +200,39 @@ def print_demo(result: dict) -> None:
     print(f"picture: {result['picture']}")
 
 
+def print_distilled(result, output) -> None:
+    """A learning curve of at most ten lines."""
+    shown = _table("learning curve", "step", "loss", "KL held out", "agrees with the teacher", "accuracy on real images")
+    every = -(-len(result.curve) // 10)
+    for row in result.curve[every - 1 :: every]:
+        accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.1%}"
+        shown.add_row(str(row["step"]), f"{row['loss']:.4f}", f"{row['kl']:.4f}", f"{row['agreement']:.1%}", accuracy)
+    console = _console()
+    console.print(shown)
+    real = "" if result.accuracy is None else f", {result.accuracy:.1%} of the real images recognised"
+    ended = " (stopped early)" if result.stopped_early else ""
+    print(f"{result.steps} steps{ended}; best at step {result.best['step']}{real}; student written to {output}")
+
+
+def print_evaluation(result, folder) -> None:
+    """Recognition by stage and by another model, and likeness to real images."""
+    shown = _table(f"images in {folder}", "read by", "images", "agree with their label", "confidence", "cross-entropy")
+    rows = [("the model", result.teacher)]
+    if len(result.stages) > 1:
+        rows += [(f"  stage {number} of {len(result.stages)}", stage) for number, stage in enumerate(result.stages, start=1)]
+        rows.append(("  patches at random", result.random))
+    if result.verifier is not None:
+        rows.append((f"the verifier, {result.verifier.reads}", result.verifier.recognition))
+    for name, row in rows:
+        shown.add_row(name, str(row.images), f"{row.agreement:.1%}", f"{row.confidence:.3f}", f"{row.cross_entropy:.3f}")
+    _console().print(shown)
+    if result.verifier is not None:
+        print(f"the verifier gives the model's answer to {result.verifier.same_answer:.1%} of the images")
+    if result.likeness is not None:
+        ssim = "" if result.likeness.ssim is None else f", SSIM {result.likeness.ssim:.3f}"
+        print(f"nearest real image of the same class, retained pixels: PSNR {result.likeness.psnr:.1f} dB{ssim} ({result.likeness.images} images)")
+
+
 def print_verdicts(verdicts: list[dict]) -> None:
     shown = _table("kernel versions on this GPU", "operation", "version", "dtype", "sizes", "correct", "speed over stock PyTorch", "note")
     for row in verdicts:

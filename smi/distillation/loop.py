@@ -1,0 +1,292 @@
+"""Knowledge transfer: a student learns a teacher's answers to sparse images (METHODS section 2, downstream use).
+
+loss = T^2 KL(softmax(teacher / T) || softmax(student / T)),  both reading the retained patches alone
+"""
+
+import copy
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError, RunError
+from ..model_folder import DESCRIPTION, WEIGHTS, load_weights, save_model, save_weights
+from ..models import describe
+from ..readers import Reader, logits, reader
+from ..settings import generator
+from ..storage import output_folder, replace_file
+from ..training_state import load_state, save_state
+from . import augment
+from .pool import Pool, Source, remove_pools
+from .progress import Progress
+from .settings import Settings, freeze_trunk, make_optimiser, make_settings
+
+STATE, CURVE, RESULT = "state.safetensors", "curve.jsonl", "result.json"
+SAVE_EVERY = 30.0  # seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """What a distillation gives."""
+
+    student: nn.Module  # a copy with the best weights, in evaluation mode
+    curve: list[dict]  # one row an evaluation: step, loss, kl, agreement, accuracy
+    best: dict  # the row of those weights
+    steps: int  # taken
+    stopped_early: bool
+    accuracy: float | None  # of the returned student on the evaluation data
+    settings: dict
+
+    def record(self) -> dict:
+        """Everything but the student, as JSON."""
+        return {name: getattr(self, name) for name in ("best", "steps", "stopped_early", "accuracy", "settings", "curve")}
+
+
+def distill(
+    teacher: nn.Module,
+    student: nn.Module,
+    images: Source,
+    *,
+    preset: str = "published",
+    evaluation: tuple[Tensor, Tensor] | None = None,
+    output: str | Path | None = None,
+    force: bool = False,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+    on_step: Callable[[int, float], None] | None = None,
+    **options,
+) -> Distilled:
+    """Train a copy of `student` to answer sparse images as `teacher` does.
+
+    images: SparseImages; or, to refresh them every `refresh_every` steps, a function that makes those of round 0, 1, ... or an iterator such as
+    `smi.invert_batches` gives. A student on the teacher's patch grid reads the retained patches alone, any other the filled image (with a warning).
+    preset: "published" (SGD 0.1, momentum 0.9, weight decay 1e-4, no schedule) or "adamw"; options: any field of
+    `smi.distillation.settings.Settings` in its place, such as steps, batch_size, temperature, lr, head_only, roll, flip, holdout, patience, seed.
+    The best weights are those of the smallest divergence on held-out images (on all of them where holdout is less than one image): real data takes
+    no part in the choice. evaluation: real images [N, C, H, W], normalised for the student, and labels [N], whose accuracy is reported. output: a
+    folder for curve.jsonl, the best student and the state of the run; a killed run goes on from it when called again with the same arguments.
+    device: None: the student's. on_step: called with step and loss. Raises InputError for what cannot be done, RunError where the loss is no longer
+    finite.
+    """
+    settings = make_settings(preset, options)
+    run = _Run(teacher, student, images, settings, evaluation, output, force, device)
+    return run.finished() or run.train(progress, on_step)
+
+
+class _Run:
+    """A distillation under way."""
+
+    def __init__(self, teacher, student, images, settings: Settings, evaluation, output, force, device):
+        self.settings, self.evaluation = settings, evaluation
+        self.device = torch.device(device) if device is not None else next(student.parameters()).device
+        self.folder = None if output is None else _folder(Path(output), force)
+        self.pool = Pool(images, settings.refresh_every, settings.holdout, settings.seed, self.folder)
+        self.student = copy.deepcopy(student).to(self.device)
+        self.teacher = copy.deepcopy(teacher).to(self.device).eval()
+        self.read_teacher = reader(self.teacher, self.pool.images, "the teacher")
+        self.read_student = reader(self.student, self.pool.images, "the student")
+        if not self.read_teacher.sparse:
+            raise InputError("the teacher must be a ViT on the grid of the images: these were made for another model")
+        if self.read_teacher.num_classes != self.read_student.num_classes:
+            raise InputError(
+                f"the student has {self.read_student.num_classes} classes, the teacher {self.read_teacher.num_classes}: they must be the same"
+            )
+        self._check_evaluation()
+        if settings.head_only:
+            freeze_trunk(self.student)
+        for parameter in self.teacher.parameters():
+            parameter.requires_grad_(False)
+        self.optimiser = make_optimiser(self.student, settings)
+        vit = describe(self.teacher)
+        self.roll = min(vit.image_size) // 8 if settings.roll is None else settings.roll
+        self.flip = vit.flip if settings.flip is None else settings.flip
+        self.asked = {
+            "settings": asdict(settings),
+            "teacher": vit.weight_hash(),
+            "student": _hash(student),
+            "images": self.pool.digest(),
+            "source": getattr(images, "about", None),
+            "evaluation": None if evaluation is None else len(evaluation[1]),
+        }
+        self.step, self.curve, self.best, self.best_weights, self.worse = 0, [], None, {}, 0
+
+    def _check_evaluation(self) -> None:
+        if self.evaluation is None:
+            return
+        images, labels = self.evaluation
+        if not len(images) or len(images) != len(labels):
+            raise InputError(f"evaluation needs as many labels as images, at least one of each, got {len(images)} images and {len(labels)} labels")
+        if int(labels.min()) < 0 or int(labels.max()) >= self.read_student.num_classes:
+            raise InputError(
+                f"evaluation labels must lie from 0 to {self.read_student.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}"
+            )
+        try:
+            self._accuracy(limit=1)
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise InputError(f"the student cannot take the evaluation images {list(images.shape[1:])}: {str(error).splitlines()[0]}") from error
+
+    def finished(self) -> Distilled | None:
+        """The result of an earlier run with the same arguments that came to its end."""
+        if self.folder is None or not (self.folder / RESULT).exists():
+            return None
+        kept = json.loads((self.folder / RESULT).read_text())
+        self._refuse_other(kept["asked"])
+        student = copy.deepcopy(self.student)
+        student.load_state_dict(load_weights(self.folder))
+        return Distilled(student.eval(), **kept["result"])
+
+    def _refuse_other(self, asked: dict) -> None:
+        if asked != json.loads(json.dumps(self.asked)):
+            different = ", ".join(name for name in self.asked if asked.get(name) != json.loads(json.dumps(self.asked[name])))
+            raise InputError(f"{self.folder} holds a run with other {different}: choose another folder, or pass --force (force=True) to begin anew")
+
+    def train(self, progress: bool, on_step: Callable[[int, float], None] | None) -> Distilled:
+        """Take all steps, or those that are left."""
+        self._resume()
+        saved = time.monotonic()
+        stopped = self._exhausted()
+        with Progress("distill", self.settings.steps, self.step, shown=progress) as show:
+            while self.step < self.settings.steps and not stopped:
+                loss = self._update()
+                self.step += 1
+                show(self.step, f"loss {loss:.4f}" + (f"  held out kl {self.curve[-1]['kl']:.4f}" if self.curve else ""))
+                if on_step is not None:
+                    on_step(self.step, loss)
+                due = self.step % self.settings.eval_every == 0 or self.step == self.settings.steps
+                if due:
+                    self._evaluate(loss)
+                    stopped = self._exhausted()
+                if due or time.monotonic() - saved >= SAVE_EVERY:
+                    self._save()
+                    saved = time.monotonic()
+        return self._finish(stopped)
+
+    def _update(self) -> float:
+        settings, images = self.settings, self.pool.at(self.step)
+        draw = generator(settings.seed, "distill", self.step)
+        chosen = torch.randperm(len(images), generator=draw)[: settings.batch_size]
+        offsets, flips = augment.draw(len(chosen), self.roll, self.flip, draw)
+        patches, index = augment.roll_and_flip(images.patches[chosen].float(), images.index[chosen], images.grid, offsets, flips)
+        patches, index = patches.to(self.device), index.to(self.device)
+        self.student.train()
+        torch.manual_seed(draw.initial_seed())  # dropout of students that have any
+        loss = divergence(self.read_student(patches, index), _targets(self.read_teacher, patches, index), settings.temperature)
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.rate(self.step)
+        self.optimiser.zero_grad()
+        loss.backward()
+        if settings.clip is not None:
+            nn.utils.clip_grad_norm_(self.student.parameters(), settings.clip)
+        self.optimiser.step()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise RunError(f"the loss is {value} at step {self.step}: lower the learning rate (lr), or take the preset adamw")
+        return value
+
+    def _evaluate(self, loss: float) -> None:
+        self.student.eval()
+        judged = self.pool.held_out if self.pool.held_out is not None else self.pool.images
+        mine, wanted = (logits(read, judged, self.device) for read in (self.read_student, self.read_teacher))
+        row = {
+            "step": self.step,
+            "loss": loss,
+            "kl": float(divergence(mine, wanted, self.settings.temperature)),
+            "agreement": (mine.argmax(1) == wanted.argmax(1)).double().mean().item(),
+            "accuracy": None if self.evaluation is None else self._accuracy(),
+        }
+        self.curve.append(row)
+        if self.best is None or row["kl"] < self.best["kl"]:
+            self.best, self.worse = row, 0
+            self.best_weights = {name: tensor.detach().clone() for name, tensor in self.student.state_dict().items()}
+        else:
+            self.worse += 1
+
+    def _exhausted(self) -> bool:
+        return self.settings.patience is not None and self.worse >= self.settings.patience
+
+    @torch.no_grad()
+    def _accuracy(self, limit: int | None = None) -> float:
+        """Share of the real images that the student in its present weights recognises, all patches seen."""
+        images, labels = (tensor[:limit] for tensor in self.evaluation)
+        self.student.eval()
+        right = 0
+        for some, wanted in zip(images.split(256), labels.split(256), strict=True):
+            right += int((self.student(some.to(self.device)).argmax(1).cpu() == wanted.cpu()).sum())
+        return right / len(labels)
+
+    def _resume(self) -> None:
+        if self.folder is None or not (self.folder / STATE).exists():
+            return
+        progress, extra = load_state(self.folder / STATE, self.student, self.optimiser)
+        self._refuse_other(progress["asked"])
+        self.step, self.curve, self.best, self.worse = (progress[name] for name in ("step", "curve", "best", "worse"))
+        self.best_weights = {name: tensor.to(self.device) for name, tensor in extra.items()}
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        progress = {"asked": self.asked, "step": self.step, "curve": self.curve, "best": self.best, "worse": self.worse}
+        save_state(self.folder / STATE, self.student, self.optimiser, progress, self.best_weights)
+        _write(self.folder / CURVE, "".join(json.dumps(row) + "\n" for row in self.curve))
+        self.pool.forget()
+
+    def _finish(self, stopped: bool) -> Distilled:
+        self.student.load_state_dict(self.best_weights)
+        result = Distilled(self.student.eval(), self.curve, self.best, self.step, stopped, self.best["accuracy"], asdict(self.settings))
+        if self.folder is not None:
+            self._write_result(result)
+        return result
+
+    def _write_result(self, result: Distilled) -> None:
+        """The student first, then what says that the run has ended, then the state goes: a kill in between loses nothing."""
+        try:
+            save_model(self.student, self.folder, result.record())
+        except InputError:  # no architecture that could be made again by name: its weights alone
+            save_weights(self.student, self.folder)
+        _write(self.folder / RESULT, json.dumps({"asked": self.asked, "result": result.record()}, indent=1) + "\n")
+        (self.folder / STATE).unlink(missing_ok=True)
+        remove_pools(self.folder)
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch: T^2 keeps the gradient's size whatever the temperature."""
+    targets = F.log_softmax(teacher / temperature, dim=1)
+    return temperature**2 * F.kl_div(F.log_softmax(student / temperature, dim=1), targets, log_target=True, reduction="batchmean")
+
+
+@torch.no_grad()
+def _targets(read: Reader, patches: Tensor, index: Tensor) -> Tensor:
+    return read(patches, index)
+
+
+def _folder(path: Path, force: bool) -> Path:
+    """The output folder; one that holds a distillation is gone on with unless force."""
+    if path.is_dir() and not force and ((path / STATE).exists() or (path / RESULT).exists()):
+        return path
+    only_pools = path.is_dir() and all(entry.name.startswith("pool-") for entry in path.iterdir())  # killed before the first state
+    output_folder(path, force or only_pools)
+    for name in (STATE, RESULT, CURVE, DESCRIPTION, WEIGHTS):
+        (path / name).unlink(missing_ok=True)
+    remove_pools(path)
+    return path
+
+
+def _hash(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        replace_file(path, lambda temporary: temporary.write_text(text))
+    except OSError as error:
+        raise RunError(f"writing {path} failed ({error.strerror or error})") from error

@@ -1,0 +1,41 @@
+"""Progress of a training on the terminal: a bar, or a line now and then where stderr is no terminal."""
+
+import sys
+import time
+
+from ..progress import PLAIN_EVERY
+
+
+class Progress:
+    """A context whose call takes the steps done and what to say about them."""
+
+    def __init__(self, title: str, total: int, done: int, shown: bool = True):
+        self.title, self.total, self.first, self.shown = title, total, done, shown
+        self.bar = None
+
+    def __enter__(self) -> "Progress":
+        self.began = self.last = time.monotonic()
+        if self.shown and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"), TimeRemainingColumn()]
+            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self.bar.__enter__()
+            self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, state="")
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(*error)
+
+    def __call__(self, done: int, about: str) -> None:
+        now = time.monotonic()
+        rate = (done - self.first) / max(now - self.began, 1e-9)
+        state = f"{done}/{self.total}  {rate:.1f} it/s  {about}"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, state=state)
+        elif self.shown and now - self.last >= PLAIN_EVERY:
+            self.last = now
+            print(f"{self.title}  {state}  {(self.total - done) / max(rate, 1e-9):.0f} s left", file=sys.stderr, flush=True)

@@ -1,0 +1,92 @@
+"""Students: a timm model by name, a small fresh ViT on the teacher's grid, or the teacher with its last blocks made fresh."""
+
+import copy
+
+import torch
+from torch import nn
+
+from ..checkpoints import load_model
+from ..errors import InputError
+from ..models import describe
+from ..settings import generator
+
+SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 4}
+
+
+def make_student(
+    name: str, teacher: nn.Module, *, checkpoint: str | None = None, pretrained: bool = False, fresh_blocks: int | None = None, seed: int = 0
+) -> nn.Module:
+    """A student for a supported ViT teacher, drawn from the seed.
+
+    name: "small" (a fresh ViT of width 64 and 3 blocks on the teacher's grid), "teacher" (the teacher's own weights, fresh_blocks of them made
+    fresh), a folder that `save_model` wrote, or a timm architecture, with fresh weights, those of a checkpoint, or timm's pretrained ones. It gets
+    the teacher's channels, image size, class count and statistics wherever it is fresh.
+    """
+    if fresh_blocks is not None and name != "teacher":
+        raise InputError("fresh blocks are those of a copy of the teacher: ask for them with the student 'teacher'")
+    if name in ("teacher", "small") and (checkpoint or pretrained):
+        raise InputError(f"the student '{name}' takes no checkpoint and no pretrained weights")
+    if name == "teacher":
+        return partly_fresh(teacher, len(teacher.blocks) if fresh_blocks is None else fresh_blocks, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "student").initial_seed())
+        if name == "small":
+            return small_student(teacher)
+        if checkpoint or pretrained:
+            return load_model(name, checkpoint=checkpoint)
+        return _fresh(name, teacher)
+
+
+def small_student(teacher: nn.Module, **options) -> nn.Module:
+    """A fresh ViT on the teacher's patch grid; options replace those of `SMALL`."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    vit = describe(teacher)
+    given = {"img_size": vit.image_size, "patch_size": vit.patch_size, "in_chans": vit.channels, "num_classes": vit.num_classes}
+    student = VisionTransformer(**{**given, **SMALL, **options})
+    student.pretrained_cfg = {"architecture": "small", "mean": vit.mean, "std": vit.std, "flip": vit.flip}
+    return student.eval()
+
+
+def partly_fresh(teacher: nn.Module, blocks: int, seed: int = 0) -> nn.Module:
+    """A copy of the teacher whose last `blocks` blocks, norm and head start afresh."""
+    total = len(teacher.blocks)
+    if not 0 <= blocks <= total:
+        raise InputError(f"fresh blocks must lie between 0 and the teacher's {total}, got {blocks}")
+    student = copy.deepcopy(teacher)
+    parts = [*list(student.blocks)[total - blocks :], student.norm, student.fc_norm, student.head]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(generator(seed, "student").initial_seed())
+        for part in [*parts, *([student.head_dist] if hasattr(student, "head_dist") else [])]:
+            _start_afresh(part)
+    return student.eval()
+
+
+def _start_afresh(part: nn.Module) -> None:
+    """timm's initial weights: linear layers truncated normal of deviation 0.02, norms and layer scales as when made."""
+    for module in part.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif hasattr(module, "reset_parameters") and not list(module.children()):
+            module.reset_parameters()
+
+
+def _fresh(name: str, teacher: nn.Module) -> nn.Module:
+    """A timm architecture with fresh weights in the teacher's sizes."""
+    import timm
+
+    if not timm.is_model(name):
+        return load_model(name)  # a folder, or an error that suggests a name
+    vit = describe(teacher)
+    options = {"num_classes": vit.num_classes, "in_chans": vit.channels}
+    try:
+        student = timm.create_model(name, **options, img_size=vit.image_size)
+    except TypeError:  # convolutional networks take any size
+        student = timm.create_model(name, **options)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise InputError(f"the student {name} cannot take images of {vit.image_size}: {error}") from error
+    cfg = student.pretrained_cfg
+    student.pretrained_cfg = {"architecture": cfg.get("architecture", name), "mean": vit.mean, "std": vit.std, "flip": vit.flip}
+    return student.eval()
