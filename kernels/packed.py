@@ -1,11 +1,18 @@
-"""Linear layers with frozen weights on the CPU in C++ (csrc/cpu/linear.cpp): the weight is packed once for each direction, in the order in which the
-product reads it, and bias, residual, layer scale, activation and its derivative are applied while the result is in the cache. float32."""
+"""The layers of a frozen Vision Transformer on the CPU in C++ (csrc/cpu), float32: weights packed once for each direction, in the order in which the
+product reads them; bias, residual, layer scale, activation and its derivative applied while the result is in the cache; results into memory that the
+caller keeps (`out`). `frozen` has the same layers for every other device and dtype."""
 
 import ctypes
 
 import torch
 from smi.csrc import host
 from torch import Tensor
+
+from .attention import cpu as attention
+from .layer_norm import cpu as layer_norm
+from .patch_embed import cpu as patch_embed
+
+NAME = "cpu"  # the version that runs, as the dispatcher names it
 
 EPILOGUES = ("none", "residual", "activation", "slope")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
@@ -57,7 +64,7 @@ def _at(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-class PackedLinear:
+class Linear:
     """x W^T + b and what may follow it, forward and backward to x. weight: [m, k]; bias, gamma: [m]. Every x and gradient must be contiguous."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None):
@@ -73,9 +80,13 @@ class PackedLinear:
         """residual + gamma (x W^T + b)."""
         return self.right.multiply(x, out, "residual", self.bias, residual, self.gamma)
 
-    def forward_activation(self, x: Tensor, activation: str, h: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """f(x W^T + b); its argument is kept in h [..., m] where one is given."""
-        return self.right.multiply(x, out, "activation", self.bias, h=h, activation=activation)
+    def forward_activation(
+        self, x: Tensor, activation: str, keep: bool = True, h: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """f(x W^T + b), and where it is kept its argument, [..., m], in h where one is given."""
+        if keep and h is None:
+            h = x.new_empty(*x.shape[:-1], self.right.n)
+        return self.right.multiply(x, out, "activation", self.bias, h=h if keep else None, activation=activation), h
 
     def backward(self, grad: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient of x from that of gamma (x W^T + b)."""
@@ -84,3 +95,58 @@ class PackedLinear:
     def backward_activation(self, grad: Tensor, h: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
         """Gradient of h where x = f(h)."""
         return self.left.multiply(grad, out, "slope", h=h, activation=activation)
+
+
+class Norm:
+    """LayerNorm over rows [..., d]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float):
+        self.weight, self.bias, self.eps = weight.detach(), None if bias is None else bias.detach(), eps
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised x, and mean and 1 / standard deviation of its rows."""
+        y, _, mean, rstd = layer_norm.forward(x, self.weight, self.bias, self.eps, None, out)
+        return y, mean, rstd
+
+    def backward(self, grad: Tensor, add: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor, out: Tensor | None = None) -> Tensor:
+        """Gradient of x from that of the result, plus `add`; out may be add."""
+        return layer_norm.backward(grad, add, x, self.weight, mean, rstd, self.eps, out)
+
+
+class Attention:
+    """Attention among all tokens of packed qkv [B, T, 3, H, D]; backward does not need the output."""
+
+    keeps_output = False
+
+    @staticmethod
+    def forward(qkv: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Output [B, T, H * D] and log of the sum of exponentials [B, H, T]."""
+        return attention.forward(qkv, None, None, qkv.shape[-1] ** -0.5, out)
+
+    @staticmethod
+    def backward(grad: Tensor, qkv: Tensor, output: Tensor | None, lse: Tensor, out: Tensor | None = None) -> Tensor:
+        """Gradient [B, T, 3, H, D] of qkv."""
+        return attention.backward(grad, qkv, None, None, output, lse, qkv.shape[-1] ** -0.5, out)
+
+
+class Embed:
+    """Tokens of the active patches of a rolled and flipped image, prefix tokens first. weight: [d, C * p * p]; position: [N, d]; prefix: [P, d]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, position: Tensor | None, prefix: Tensor, patch_size: int):
+        self.linear, self.patch_size = Linear(weight, bias), patch_size
+        self.position, self.prefix = (None if x is None else x.detach().contiguous() for x in (position, prefix))
+
+    def forward(self, images: Tensor, index: Tensor, augmentation: Tensor | None, out: Tensor | None = None) -> Tensor:
+        """Tokens [B, P + n, d] of images float32 [B, C, H, W]; augmentation: int [3] (dy, dx, flip)."""
+        pixels, cells = patch_embed.take_pixels(images, index, augmentation, self.patch_size)
+        count = len(self.prefix)
+        if out is None:
+            out = images.new_empty(len(images), count + index.shape[1], self.linear.right.n)
+        out[:, count:] = self.linear.forward(pixels)
+        patch_embed.add_position(out, self.position, cells, self.prefix)
+        return out
+
+    def backward(self, grad: Tensor, index: Tensor, augmentation: Tensor | None, out: Tensor) -> Tensor:
+        """Gradient of the images, written to out [B, C, H, W], zero where no token reads."""
+        pixels = self.linear.backward(grad[:, len(self.prefix) :].contiguous())
+        return patch_embed.give_pixels(pixels, index, augmentation, self.patch_size, out)

@@ -32,20 +32,33 @@ def unsupported(function: str, *args) -> str | None:
     return unavailable()
 
 
-def forward(qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """out and lse as in op.py."""
+def forward(
+    qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float, out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """out and lse as in op.py; the first in memory that the caller keeps, contiguous, where it is given."""
     batch, n, _, heads, width = qkv.shape
     n = n if index is None else index.shape[1]
-    out = qkv.new_empty(batch, n, heads * width)
+    out = qkv.new_empty(batch, n, heads * width) if out is None else out
     lse = qkv.new_empty(batch, heads, n, dtype=torch.float32)
     _run("forward", qkv, index, lengths, scale, n, out=out, lse=lse)
     return out, lse
 
 
-def backward(grad: Tensor, qkv: Tensor, index: Tensor | None, lengths: Tensor | None, out: Tensor, lse: Tensor, scale: float) -> Tensor:
-    """Gradient of qkv."""
-    fresh = torch.empty if index is None and lengths is None else torch.zeros
-    dqkv = fresh(qkv.shape, dtype=qkv.dtype)
+def backward(
+    grad: Tensor,
+    qkv: Tensor,
+    index: Tensor | None,
+    lengths: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor,
+    scale: float,
+    dqkv: Tensor | None = None,
+) -> Tensor:
+    """Gradient of qkv; in dqkv where it is given. out is not read."""
+    if dqkv is None:
+        dqkv = torch.empty(qkv.shape, dtype=qkv.dtype)
+    if index is not None or lengths is not None:
+        dqkv.zero_()
     _run("backward", qkv, index, lengths, scale, lse.shape[2], lse=lse, grad=grad.contiguous(), dqkv=dqkv)
     return dqkv
 

@@ -5,7 +5,7 @@ import torch
 from smi.csrc import host
 from smi.kernels.linear_gelu.reference import ACTIVATIONS, linear_gelu
 from smi.kernels.linear_residual.reference import linear_residual
-from smi.kernels.packed import PackedLinear, unsupported
+from smi.kernels.packed import Linear, unsupported
 
 from tests.kernels import checks
 
@@ -27,7 +27,7 @@ def double(*tensors):
 @pytest.mark.parametrize("options", [True, False])
 def test_residual_and_its_gradient(rows, k, m, options):
     x, residual, grad, weight, bias, gamma = layer(rows, k, m, options, options)
-    packed = PackedLinear(weight, bias, gamma)
+    packed = Linear(weight, bias, gamma)
     truth = linear_residual(*double(x, weight, bias, residual, gamma))
     checks.assert_close_enough("y", packed.forward_residual(x, residual), linear_residual(x, weight, bias, residual, gamma), truth)
     plain = packed.forward(x)
@@ -41,7 +41,7 @@ def test_residual_and_its_gradient(rows, k, m, options):
 def test_activation_and_its_gradient(rows, k, m, activation):
     x, _, _, weight, bias, _ = layer(rows, k, m)
     h = torch.empty(rows, m)
-    y = PackedLinear(weight, bias).forward_activation(x, activation, h)
+    y, _ = Linear(weight, bias).forward_activation(x, activation, h=h)
     checks.assert_close_enough("y", y, linear_gelu(x, weight, bias, activation), linear_gelu(*double(x, weight, bias), activation))
     torch.testing.assert_close(h, torch.nn.functional.linear(x, weight, bias), rtol=1e-4, atol=1e-5)
     second, pull = torch.randn(k, m) * m**-0.5, torch.randn(rows, k)
@@ -51,7 +51,7 @@ def test_activation_and_its_gradient(rows, k, m, activation):
         (ACTIVATIONS[activation](h) @ second.T).backward(pull)
         return h.grad
 
-    found = PackedLinear(second).backward_activation(pull, h, activation)
+    found = Linear(second).backward_activation(pull, h, activation)
     checks.assert_close_enough("dh", found, plain(h, second, pull), plain(*double(h, second, pull)))
 
 
@@ -59,7 +59,7 @@ def test_activation_and_its_gradient(rows, k, m, activation):
 def test_activations_far_out(activation):
     """Tails keep their digits, and neither end overflows."""
     h = torch.cat([torch.linspace(-30, 30, 4001), torch.tensor([-1e4, -88.0, 88.0, 1e4])])[:, None]
-    y = PackedLinear(torch.ones(1, 1)).forward_activation(h, activation)
+    y, _ = Linear(torch.ones(1, 1)).forward_activation(h, activation)
     want = ACTIVATIONS[activation](h.double())
     if activation == "gelu":
         want = h.double() / 2 * torch.special.erfc(-h.double() / 2**0.5)  # F.gelu's 1 + erf cancels
@@ -68,7 +68,7 @@ def test_activations_far_out(activation):
 
 def test_any_number_of_threads_gives_the_same():
     x, residual, _, weight, bias, gamma = layer(100, 300, 200)
-    packed, before, results = PackedLinear(weight, bias, gamma), torch.get_num_threads(), []
+    packed, before, results = Linear(weight, bias, gamma), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
