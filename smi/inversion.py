@@ -20,6 +20,7 @@ from . import importance as ranking
 from .errors import InputError, RunError
 from .kernels.attention.reference import take_rows
 from .kernels.image_step import image_step
+from .losses import needs_attention_outputs, total
 from .memory import out_of_memory, ran_out
 from .patches import to_patches
 from .progress import show_progress
@@ -76,12 +77,14 @@ def invert(
 def invert_batches(model: nn.Module, **settings) -> Iterator[SparseImages]:
     """Like `invert`, one SparseImages per finished batch.
 
-    method: "dense" (DeepInversion), "smi" (Sparse Model Inversion) or "pri" (Patch Rebirth Inversion). num_images: finished images.
+    method: "dense" (DeepInversion), "smi" (Sparse Model Inversion), "pri" (Patch Rebirth Inversion), "psaq" (PSAQ-ViT: dense, with its own loss,
+    optimiser and jitter) or "gaussian" (noise, nothing optimised). num_images: finished images.
     labels: classes to invert, one per trajectory, cycled when shorter; None draws them from the seed.
     iterations: updates per batch. batch_size: trajectories per batch.
     schedule: a `Schedule` of the caller's own, instead of the method's; prune_at, prune_ratio (smi), division (pri): the method's options.
     importance: "cls_attention", "random" or a function of `importance.Snapshot` that returns scores [B, n].
-    losses: functions of (images, logits, labels) to be summed; None: cross-entropy + tv_weight * total variation.
+    losses: functions of (images, logits, labels) to be summed; None: the method's own, which for all but "psaq" is "default", cross-entropy +
+    tv_weight * total variation; "psaq": PSAQ-ViT's with any method. lr, betas: of Adam, None: the method's own.
     init: [trajectories, C, H, W] normalised pixels to start from; None: Gaussian noise from the seed.
     augmentation: one (dy, dx, flip) per iteration, in pixels, the same for every batch, taken as (0, 0, False) at an event and one
     iteration before it; None draws them, offsets up to jitter (None: an eighth of
@@ -152,8 +155,10 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
 def _gradient(run: Run, images: Tensor, index: Tensor, augmentation: Tensor, labels: Tensor) -> tuple[engine.Output, float, Tensor]:
     """Forward pass, loss, and gradient of the loss in the pixels."""
     pixels = images.detach().requires_grad_()
-    output = engine.forward(run.vit, pixels, index, augmentation)
-    loss = sum(term(pixels, output.logits, labels) for term in run.losses)
+    attention_outputs = [] if any(map(needs_attention_outputs, run.losses)) else None
+    wanted = {} if attention_outputs is None else {"attention_outputs": attention_outputs}
+    output = engine.forward(run.vit, pixels, index, augmentation, **wanted)
+    loss = total(run.losses, pixels, output.logits, labels, attention_outputs)
     if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
         raise InputError("every loss must return one number that depends on the images or the logits")
     (grad,) = torch.autograd.grad(loss, pixels)

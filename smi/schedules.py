@@ -44,8 +44,8 @@ class Schedule:
     events: tuple[Event, ...] = ()
 
     def __post_init__(self):
-        if self.iterations < 1:
-            raise InputError(f"iterations must be at least 1, got {self.iterations}")
+        if self.iterations < (1 if self.events else 0):
+            raise InputError(f"iterations must be at least {1 if self.events else 0}, got {self.iterations}")
         active, last, sizes = self.num_patches, 0, set()
         for event in self.events:
             if event.which not in ("lowest", "highest") or event.fate not in ("drop", "emit"):
@@ -98,6 +98,8 @@ def scale_events(at: Sequence[int], iterations: int) -> list[int]:
 
 def dense(num_patches: int, iterations: int = PUBLISHED_ITERATIONS) -> Schedule:
     """DeepInversion: no events, one image a trajectory."""
+    if iterations < 1:
+        raise InputError(f"iterations must be at least 1, got {iterations}")
     return Schedule(num_patches, iterations)
 
 
@@ -137,7 +139,14 @@ def patch_rebirth(num_patches: int, iterations: int = PUBLISHED_ITERATIONS, divi
     return Schedule(num_patches, iterations, tuple(events))
 
 
-METHODS = {"dense": dense, "smi": sparse, "pri": patch_rebirth}
+def nothing(num_patches: int, iterations: int = 0) -> Schedule:
+    """Gaussian noise: no iterations, the images are what they start from."""
+    if iterations:
+        raise InputError(f"gaussian images are noise and take no iterations, got {iterations}")
+    return Schedule(num_patches, 0)
+
+
+METHODS = {"dense": dense, "smi": sparse, "pri": patch_rebirth, "psaq": dense, "gaussian": nothing}
 
 
 def make_schedule(method: str, num_patches: int, iterations: int, **options) -> Schedule:

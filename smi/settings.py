@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import augment
+from . import augment, psaq
 from . import importance as ranking
 from .errors import InputError
 from .kernels.dispatch import backend
@@ -25,6 +25,23 @@ BATCH_SIZE = 128  # trajectories optimised together, the largest batch of the pa
 LEARNING_RATE = 0.25
 BETAS = (0.5, 0.99)
 MOST = 10**9  # of anything counted
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a method brings beside its schedule, as published."""
+
+    iterations: int = PUBLISHED_ITERATIONS
+    losses: str = "default"
+    lr: float = LEARNING_RATE
+    betas: tuple[float, float] = BETAS
+    draw: Callable[..., Tensor] = augment.draw  # the augmentation
+
+
+PRESETS = {
+    "psaq": Preset(psaq.ITERATIONS, "psaq", psaq.LEARNING_RATE, psaq.BETAS, psaq.draw_augmentation),
+    "gaussian": Preset(iterations=0),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +105,10 @@ def prepare(
     prune_ratio: float | None = None,
     division: int | None = None,
     importance: str | Callable[[ranking.Snapshot], Tensor] = "cls_attention",
-    losses: Sequence[Loss] | None = None,
+    losses: str | Sequence[Loss] | None = None,
     tv_weight: float | None = None,
-    lr: float = LEARNING_RATE,
-    betas: tuple[float, float] = BETAS,
+    lr: float | None = None,
+    betas: tuple[float, float] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
     dtype: str = "float32",
@@ -104,11 +121,16 @@ def prepare(
     on_iteration: Callable[[Iteration], None] | None = None,
 ) -> tuple[Run, Callable[[Iteration], None] | None]:
     """Check every setting and settle what is drawn; the settings are those of `invert_batches`."""
+    preset = PRESETS.get(method, Preset())
+    lr, betas = preset.lr if lr is None else lr, preset.betas if betas is None else betas
+    losses = preset.losses if losses is None and preset.losses != "default" else losses
+    if iterations is None:
+        iterations = preset.iterations if schedule is None else getattr(schedule, "iterations", PUBLISHED_ITERATIONS)
     for name, value, least in (
         ("num_images", num_images, 1),
         ("batch_size", batch_size, 1),
         ("seed", seed, 0),
-        ("iterations", 1 if iterations is None else iterations, 1),
+        ("iterations", iterations, min(preset.iterations, 1)),
     ):
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
             raise InputError(f"{name} must be a whole number from {least} to {MOST}, got {value}")
@@ -120,17 +142,15 @@ def prepare(
         raise InputError(f"tv_weight must be a finite number of at least 0, got {tv_weight}")
     if losses is not None and not losses:
         raise InputError("losses must hold at least one function, or be None for the published loss")
-    if losses is not None and tv_weight is not None:
+    if losses not in (None, "default") and tv_weight is not None:
         raise InputError("pass losses or tv_weight, not both: a list of losses brings its own total variation")
-    if iterations is None:
-        iterations = PUBLISHED_ITERATIONS if schedule is None else schedule.iterations
     vit = describe(model, mean=mean, std=std, flip=flip).to(_device(model, device), _dtype(dtype))
     _refuse_nan(model)
     options = {"prune_at": prune_at, "prune_ratio": prune_ratio, "division": division}
     schedule = _schedule(method, vit, iterations, schedule, options)
     trajectories = -(-num_images // schedule.images_per_trajectory)
     if augmentation is None:
-        table = augment.draw(schedule.iterations, vit.image_size, generator(seed, "augmentation"), jitter, vit.flip)
+        table = preset.draw(schedule.iterations, vit.image_size, generator(seed, "augmentation"), jitter, vit.flip)
     else:
         table = augment.from_rows(augmentation, schedule.iterations)
     shape = (trajectories, vit.channels, *vit.image_size)
@@ -143,7 +163,7 @@ def prepare(
         schedule=schedule,
         labels=_labels(labels, trajectories, vit.num_classes, seed),
         table=augment.hold_still(table, schedule.still_iterations()),
-        losses=default_losses(TV_WEIGHT if tv_weight is None else tv_weight) if losses is None else list(losses),
+        losses=_losses(losses, tv_weight, seed),
         importance=ranking.resolve(importance),
         num_images=num_images,
         batch_size=min(batch_size, trajectories),
@@ -186,7 +206,7 @@ def _refuse_nan(model: nn.Module) -> None:
 
 def _schedule(method: str | None, vit: ViT, iterations: int, schedule: Schedule | None, options: dict) -> Schedule:
     if method is None and schedule is None:
-        raise InputError("name a method, dense, smi or pri, or pass a schedule")
+        raise InputError("name a method, dense, smi, pri, psaq or gaussian, or pass a schedule")
     if schedule is not None and (method is not None or any(value is not None for value in options.values())):
         raise InputError("pass a schedule, or a method with its options, not both")
     if schedule is not None and not isinstance(schedule, Schedule):
@@ -196,6 +216,16 @@ def _schedule(method: str | None, vit: ViT, iterations: int, schedule: Schedule 
         asked = f"the model has {vit.num_patches} and iterations is {iterations}"
         raise InputError(f"the schedule is for {made.num_patches} patches and {made.iterations} iterations, but {asked}")
     return made
+
+
+def _losses(losses: str | Sequence[Loss] | None, tv_weight: float | None, seed: int) -> list[Loss]:
+    if losses is None or losses == "default":
+        return default_losses(TV_WEIGHT if tv_weight is None else tv_weight)
+    if isinstance(losses, str):
+        if losses != "psaq":
+            raise InputError(f"unknown losses '{losses}': they must be default or psaq, or functions of (images, logits, labels)")
+        return psaq.losses(generator(seed, "psaq"))
+    return list(losses)
 
 
 def _labels(labels: Sequence[int] | Tensor | None, trajectories: int, classes: int, seed: int) -> Tensor:
@@ -230,7 +260,7 @@ def _provenance(run: Run, method, labels, importance, losses, tv_weight, jitter,
         "schedule": [asdict(event) for event in run.schedule.events],
         "importance": importance if isinstance(importance, str) else getattr(importance, "__qualname__", repr(importance)),
         "losses": names,
-        "tv_weight": (TV_WEIGHT if tv_weight is None else tv_weight) if losses is None else None,
+        "tv_weight": (TV_WEIGHT if tv_weight is None else tv_weight) if losses in (None, "default") else None,
         "lr": run.lr,
         "betas": list(run.betas),
         "jitter": jitter,

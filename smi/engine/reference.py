@@ -24,10 +24,13 @@ class Output:
     attention: Tensor  # [B, n], what the CLS token pays to each patch in the last block, mean over heads; no gradient
 
 
-def forward(vit: ViT, images: Tensor, index: Tensor, augmentation: Tensor | None = None) -> Output:
-    """The ViT on the active patches `index` int [B, n] of images [B, C, H, W], rolled and flipped by augmentation int [3] (dy, dx, flip)."""
+def forward(vit: ViT, images: Tensor, index: Tensor, augmentation: Tensor | None = None, attention_outputs: list[Tensor] | None = None) -> Output:
+    """The ViT on the active patches `index` int [B, n] of images [B, C, H, W], rolled and flipped by augmentation int [3] (dy, dx, flip).
+
+    attention_outputs: a list to which every block appends what its patches get from attention before the projection, [B, n, heads, width].
+    """
     tokens = patch_embed(images, index, vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, augmentation, vit.patch_size)
-    return forward_tokens(vit, tokens)
+    return forward_tokens(vit, tokens, attention_outputs)
 
 
 def forward_patches(vit: ViT, patches: Tensor, index: Tensor) -> Output:
@@ -38,12 +41,15 @@ def forward_patches(vit: ViT, patches: Tensor, index: Tensor) -> Output:
     return forward_tokens(vit, torch.cat([vit.prefix.expand(len(tokens), -1, -1), tokens], dim=1))
 
 
-def forward_tokens(vit: ViT, x: Tensor) -> Output:
+def forward_tokens(vit: ViT, x: Tensor, attention_outputs: list[Tensor] | None = None) -> Output:
     """Blocks and head on tokens [B, P + n, d], prefix tokens first."""
     x = _normalise(x, vit.norm_pre)
     for block in vit.blocks:
         qkv = _qkv(x, block, vit.num_heads)  # [B, T, 3, H, D]
-        x = linear_residual(attention(qkv), block.proj.weight, block.proj.bias, x, block.scale1)
+        attended = attention(qkv)
+        if attention_outputs is not None:
+            attention_outputs.append(attended[:, vit.num_prefix :].unflatten(-1, (vit.num_heads, -1)))
+        x = linear_residual(attended, block.proj.weight, block.proj.bias, x, block.scale1)
         hidden = linear_gelu(_normalise(x, block.norm2), block.fc1.weight, block.fc1.bias, vit.activation)
         x = linear_residual(hidden, block.fc2.weight, block.fc2.bias, x, block.scale2)
     with torch.no_grad():
