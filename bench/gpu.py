@@ -1,71 +1,31 @@
 """Everything that needs a GPU, in one command of at most eight minutes: correctness of every version, then times beside stock PyTorch.
 
-    python -m bench.gpu                          all operations
-    python -m bench.gpu --only attention         some (resumes what an earlier run left out)
+    python -m bench.gpu                          all operations, then steps, whole runs and memory
+    python -m bench.gpu --only attention         some operations (resumes what an earlier run left out)
     python -m bench.gpu --seconds 120            a shorter run: cases that do not fit are named and left out
 
 Runs from the repository's root, also where the package is not installed, with torch, triton and timm alone. Appends to
-bench/results/<device>.jsonl: one row per verdict (correct, and how much faster than stock PyTorch) and one per side of a case.
+bench/results/<device>.jsonl: one row per verdict (correct, and how much faster than stock PyTorch), one per side of a case, and those of `bench.run`.
 `python -m bench.verified` then makes kernels/verified.json of the verdicts.
 """
 
 import argparse
-import json
-import platform
-import re
-import subprocess
 import sys
 import time
 from importlib import import_module
-from pathlib import Path
 
 import torch
 from smi.kernels import dispatch, verification
 
 from . import cases, runner
+from .record import RESULTS, append, results_file
+from .record import cuda_environment as environment
 from .table import print_table
 
-RESULTS = Path(__file__).parent / "results"
 SECONDS = 450.0  # of the eight minutes
+OPERATIONS_SHARE = 0.45  # of them, where steps, whole runs and memory are measured too
 RESERVE = 20.0  # seconds that one case may take
 RESERVE_COMPILED = 60.0  # the same with torch.compile
-
-
-def git(*arguments: str) -> str | None:
-    """Output of git in the repository; None where there is no git or no repository."""
-    try:
-        return subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def environment(device: torch.device) -> dict:
-    """What every row says about where it was measured."""
-    properties = torch.cuda.get_device_properties(device)
-    changes = git("status", "--porcelain", "--untracked-files=no")
-    return {
-        "commit": git("rev-parse", "HEAD") or "unknown",
-        "dirty": changes is None or bool(changes),
-        "device": properties.name,
-        "architecture": verification.architecture(device),
-        "multiprocessors": properties.multi_processor_count,
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "triton": verification.installed("triton"),
-        "python": platform.python_version(),
-    }
-
-
-def results_file(device_name: str) -> Path:
-    """For example bench/results/nvidia-h200.jsonl."""
-    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".jsonl")
-
-
-def append(path: Path, rows: list[dict]) -> None:
-    """Add rows to a results file; nothing in it is ever rewritten."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def verdicts(device: torch.device, operations: list[str], budget: runner.Budget) -> list[verification.Verdict]:
@@ -135,7 +95,23 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("bench.gpu measures on a CUDA GPU and torch finds none here; what needs no GPU is in make test and make kernels", file=sys.stderr)
         return 2
-    return measure_all(torch.device("cuda", torch.cuda.current_device()), list(options.only or dispatch.OPERATIONS), options)
+    device, budget = torch.device("cuda", torch.cuda.current_device()), runner.Budget(options.seconds)
+    if options.only:
+        return measure_all(device, options.only, options)
+    options.seconds *= OPERATIONS_SHARE
+    code = measure_all(device, list(dispatch.OPERATIONS), options)
+    measure_methods(device, budget)
+    return code
+
+
+def measure_methods(device: torch.device, budget: runner.Budget) -> None:
+    """Steps, whole runs and memory in the time that is left, as `python -m bench.run` does."""
+    from . import record, run, suites  # they need timm
+
+    about = record.environment(device)
+    left_out = run.measure_suites(suites.on_gpu(), ("memory", "steps", "whole"), device, budget, about, results_file(about["device"], RESULTS))
+    if left_out:
+        print(f"no time left for {'; '.join(left_out)}: python -m bench.run --suite")
 
 
 def measure_all(device: torch.device, operations: list[str], options: argparse.Namespace) -> int:
@@ -143,7 +119,7 @@ def measure_all(device: torch.device, operations: list[str], options: argparse.N
     budget = runner.Budget(options.seconds)
     about = environment(device) | {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     print("\n".join(f"{key}: {value}" for key, value in about.items()))
-    path = results_file(about["device"])
+    path = results_file(about["device"], RESULTS)
     ceiling = runner.ceilings(device)
     about |= {"copy_gigabytes_per_second": ceiling.bytes / 1e9, "product_teraflops": ceiling.operations / 1e12}
     print(f"ceilings: copy {ceiling.bytes / 1e9:.0f} GB/s, bfloat16 product {ceiling.operations / 1e12:.0f} TFLOP/s")

@@ -14,7 +14,8 @@ from smi.checkpoints import load_model
 from smi.demo import compare
 from smi.tables import info_table
 
-from .gpu import append, git, results_file
+from .ours import DEFAULT_ENGINE
+from .record import append, commit, results_file
 from .table import print_table
 
 METHODS = (("dense", {}), ("smi", {}), ("pri", {"division": 7}))
@@ -56,12 +57,11 @@ def conditions(model: str, iterations: int, batch_size: int, rounds: int) -> dic
         "iterations": iterations,
         "batch_size": batch_size,
         "rounds": rounds,
-        "engine": "reference",
+        "engine": DEFAULT_ENGINE,
         "dtype": "float32",
         "device": info["devices"][-1 if torch.cuda.is_available() else 0],
         "versions": info["versions"],
-        "commit": git("rev-parse", "HEAD") or "unknown",
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
+        **commit(),
         "system": f"{platform.system()} {platform.machine()}",
     }
 
