@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help demo test lint kernels gpu cpu-attention teacher clean
+.PHONY: help demo test lint kernels bench bench-quick bench-check gpu cpu-attention teacher clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,7 +27,16 @@ lint: $(VENV)/installed ## check style with ruff
 kernels: $(VENV)/installed ## what the compiler makes of every kernel: registers, spills, shared memory, instructions
 	$(RUN) bench.compile_gate
 
-gpu: ## on a CUDA machine, with its own python3: check and time every kernel version (about 8 minutes)
+bench: $(VENV)/installed ## ours beside eager and torch.compile: steps, whole runs, memory, scaling, operations (15 minutes), then tables and plots
+	$(RUN) bench.run && $(RUN) bench.paper
+
+bench-quick: $(VENV)/installed ## the key figures (2 minutes)
+	$(RUN) bench.run --quick
+
+bench-check: $(VENV)/installed ## fail if something regressed: FLOPs, bytes kept, compiled kernels, speed-ups against the committed baselines
+	$(RUN) bench.check
+
+gpu: ## on a CUDA machine, with its own python3: check and time kernels, steps, whole runs and memory (about 8 minutes)
 	$(PYTHON) -m bench.gpu && $(PYTHON) -m bench.verified
 
 cpu-attention: $(VENV)/installed ## attention on the CPU beside PyTorch's own

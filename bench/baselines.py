@@ -19,7 +19,6 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
-from smi.kernels import timing
 from smi.kernels.patch_embed.reference import moved_cells, source_pixels
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from smi.patches import to_patches
 from smi.schedules import Schedule
 
 from . import alternatives
-from .start import Start, make_start
+from .start import Start, make_start, restored
 
 PROBE = 256  # side of the product that decides between float32 and bfloat16
 GAIN = 1.1  # by which bfloat16 must be faster to be taken
@@ -162,16 +161,7 @@ class CompiledStep:
                 for block in self.model.blocks:
                     block.compile(dynamic=False)
         self.value = None
-        self.replay = self.captured(device) if device.type == "cuda" else self.run
-
-    def captured(self, device: torch.device) -> Callable[[], object]:
-        """The step as one CUDA graph; what its warm-up moved is put back."""
-        state = (self.images, *self.moments, self.row, self.step)
-        before = [tensor.clone() for tensor in state]
-        replay = timing.captured(self.run, device)
-        for tensor, value in zip(state, before, strict=True):
-            tensor.copy_(value)
-        return replay
+        self.replay = restored(self.run, (self.images, *self.moments, self.row, self.step), device)
 
     def __call__(self) -> Tensor:
         self.replay()

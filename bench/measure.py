@@ -171,7 +171,7 @@ def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], patch
         "method": case.title,
         "sparsity": schedule.sparsity,
         "side": side,
-        "resolved": ours.DEFAULT_ENGINE if side == "ours" else "eager float32",
+        "resolved": ours.RUN_ENGINE if side == "ours" else "eager float32",
         "batch": case.batch,
         "images": case.images,
         "iterations": ITERATIONS,

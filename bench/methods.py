@@ -14,7 +14,7 @@ from smi.checkpoints import load_model
 from smi.demo import compare
 from smi.tables import info_table
 
-from .ours import DEFAULT_ENGINE
+from .ours import RUN_ENGINE
 from .record import append, commit, results_file
 from .table import print_table
 
@@ -57,7 +57,7 @@ def conditions(model: str, iterations: int, batch_size: int, rounds: int) -> dic
         "iterations": iterations,
         "batch_size": batch_size,
         "rounds": rounds,
-        "engine": DEFAULT_ENGINE,
+        "engine": RUN_ENGINE,
         "dtype": "float32",
         "device": info["devices"][-1 if torch.cuda.is_available() else 0],
         "versions": info["versions"],

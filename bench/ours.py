@@ -1,6 +1,8 @@
 """Our side of every comparison: one whole optimisation step, a whole run, and what a step keeps for backward."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
+from inspect import signature
 
 import torch
 from smi.kernels.image_step import image_step
@@ -11,9 +13,10 @@ from smi import engine as engines
 from smi.losses import default_losses
 from smi.models import ViT, describe
 
-from .start import Start, make_start
+from .start import Start, make_start, restored
 
-DEFAULT_ENGINE = "fused" if hasattr(engines, "Step") else "reference"  # rows say which
+DEFAULT_ENGINE = "fused" if find_spec("smi.engine.step") else "reference"  # rows say which
+RUN_ENGINE = "fused" if "engine" in signature(smi.invert).parameters else "reference"  # of whole runs
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -32,32 +35,40 @@ def make_step(
 
 
 class FusedStep:
-    """`smi.engine.Step` over the rows of the augmentation table."""
+    """`smi.engine`'s step over the rows of the augmentation table; on CUDA one captured graph, as in a run."""
 
     def __init__(self, vit: ViT, start: Start, dtype: str, update: str):
-        about = {"tv_weight": start.tv_weight, "lr": start.lr, "betas": start.betas}
-        self.step = engines.Step(vit, start.images, start.labels, start.index, **about, engine="fused", dtype=dtype, update=update)
-        self.table, self.t = start.table, 0
+        from smi.engine.fused import Fused
+        from smi.engine.step import Step
 
-    @property
-    def images(self) -> Tensor:
-        return self.step.images
+        fused = Fused(vit, dtype)
+        self.images, device = start.images.clone(), start.images.device
+        moments = torch.zeros_like(self.images), torch.zeros_like(self.images)
+        losses = default_losses(start.tv_weight)
+        about = {"lr": start.lr, "betas": start.betas, "update": update}
+        self.step = Step(fused, self.images, moments, start.labels, start.index, losses, start.low, start.high, **about)
+        self.row, self.count = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+        self.start, self.weights, self.value = start, fused.vit.tensors(), None
+        self.dtype = str(fused.dtype).removeprefix("torch.")
+        self.resolved = f"fused {self.dtype} ({fused.family.NAME})" + (", CUDA graph" if device.type == "cuda" else "")
+        self.replay = restored(self.run, (self.images, *moments, self.row, self.count), device)
 
-    @property
-    def dtype(self) -> str:
-        return str(getattr(self.step, "dtype", "auto")).removeprefix("torch.")
-
-    @property
-    def resolved(self) -> str:
-        return f"fused {self.dtype}"
+    def run(self) -> None:
+        augmentation = self.start.table.index_select(0, self.row)[0]
+        self.count += 1
+        self.row.add_(1).remainder_(len(self.start.table))
+        self.value = self.step.run(self.count, augmentation)
 
     def __call__(self) -> Tensor:
-        loss = self.step.run(self.table[self.t % len(self.table)], self.t)
-        self.t += 1
-        return loss
+        self.replay()
+        return self.value
 
     def kept_bytes(self) -> int:
-        return self.step.kept_bytes()
+        """What the engine counts of the blocks, and what autograd saves for the head and the loss. Takes a step."""
+        from .memory import saved_bytes
+
+        head = saved_bytes(self.run, [self.images, *self.weights])
+        return head + self.step.kept_bytes
 
 
 class ReferenceStep:
@@ -94,8 +105,8 @@ class ReferenceStep:
         return saved_bytes(lambda: self.loss(self.images.detach().requires_grad_()), self.vit.tensors())
 
 
-def invert(model: nn.Module, method: str, num_images: int, iterations: int, batch_size: int, engine: str = DEFAULT_ENGINE, **options) -> None:
+def invert(model: nn.Module, method: str, num_images: int, iterations: int, batch_size: int, **options) -> None:
     """A whole run by `smi.invert`, in the dtype that the engine chooses."""
-    if engine != "reference":
-        options |= {"engine": engine, "dtype": "auto"}
+    if RUN_ENGINE == "fused":
+        options |= {"engine": "fused", "dtype": "auto"}
     smi.invert(model, method=method, num_images=num_images, iterations=iterations, batch_size=batch_size, progress=False, **options)

@@ -1,8 +1,10 @@
 """Where a measured step starts: pixels, labels, active patches and augmentations from a seed, the same for every side."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from smi.kernels import timing
 from torch import Tensor, nn
 
 from smi import augment
@@ -39,3 +41,14 @@ def make_start(model: nn.Module | ViT, batch: int, active: int, *, dtype: torch.
     table = augment.draw(AUGMENTATIONS, vit.image_size, generator)
     low, high = (bound.to(device, dtype) for bound in vit.valid_range())
     return Start(images.to(device, dtype), labels.to(device), index.to(device), table.to(device), low, high)
+
+
+def restored(run: Callable[[], object], state: Sequence[Tensor], device: torch.device) -> Callable[[], object]:
+    """`run` as one CUDA graph, the `state` that its warm-up moved put back; `run` itself on the CPU."""
+    if device.type != "cuda":
+        return run
+    before = [tensor.clone() for tensor in state]
+    replay = timing.captured(run, device)
+    for tensor, value in zip(state, before, strict=True):
+        tensor.copy_(value)
+    return replay
