@@ -1,6 +1,8 @@
 """Students: a timm model by name, a small fresh ViT on the teacher's grid, or the teacher with its last blocks made fresh."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -28,22 +30,30 @@ def make_student(
         raise InputError(f"the student '{name}' takes no checkpoint and no pretrained weights")
     if name == "teacher":
         return partly_fresh(teacher, len(teacher.blocks) if fresh_blocks is None else fresh_blocks, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "student").initial_seed())
-        if name == "small":
-            return small_student(teacher)
-        if checkpoint or pretrained:
-            return load_model(name, checkpoint=checkpoint)
+    if name == "small":
+        return small_student(teacher, seed)
+    if checkpoint or pretrained:
+        return load_model(name, checkpoint=checkpoint)
+    with _seeded(seed):
         return _fresh(name, teacher)
 
 
-def small_student(teacher: nn.Module, **options) -> nn.Module:
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """The global stream of random numbers, from which modules draw their weights, set for a while."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, "student").initial_seed())
+        yield
+
+
+def small_student(teacher: nn.Module, seed: int = 0, **options) -> nn.Module:
     """A fresh ViT on the teacher's patch grid; options replace those of `SMALL`."""
     from timm.models.vision_transformer import VisionTransformer
 
     vit = describe(teacher)
     given = {"img_size": vit.image_size, "patch_size": vit.patch_size, "in_chans": vit.channels, "num_classes": vit.num_classes}
-    student = VisionTransformer(**{**given, **SMALL, **options})
+    with _seeded(seed):
+        student = VisionTransformer(**{**given, **SMALL, **options})
     student.pretrained_cfg = {"architecture": "small", "mean": vit.mean, "std": vit.std, "flip": vit.flip}
     return student.eval()
 
@@ -55,8 +65,7 @@ def partly_fresh(teacher: nn.Module, blocks: int, seed: int = 0) -> nn.Module:
         raise InputError(f"fresh blocks must lie between 0 and the teacher's {total}, got {blocks}")
     student = copy.deepcopy(teacher)
     parts = [*list(student.blocks)[total - blocks :], student.norm, student.fc_norm, student.head]
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(generator(seed, "student").initial_seed())
+    with _seeded(seed), torch.no_grad():
         for part in [*parts, *([student.head_dist] if hasattr(student, "head_dist") else [])]:
             _start_afresh(part)
     return student.eval()
