@@ -178,6 +178,7 @@ def _class_folders(path: Path, split: str) -> Iterator[Pair]:
         found = "pictures without labels" if any(entry.suffix.lower() in PICTURES for entry in folder.iterdir()) else "no pictures"
         raise InputError(f"{folder} holds {found}: put those of each class in a folder of its own")
     numbered = all(entry.name.isascii() and entry.name.isdecimal() for entry in classes)
+    classes = sorted(classes, key=lambda entry: int(entry.name)) if numbered else classes
     files = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in PICTURES) for entry in classes]
     labels = [int(entry.name) for entry in classes] if numbered else list(range(len(classes)))
     for turn in zip_longest(*files):
