@@ -5,7 +5,6 @@
 Dense, SMI and PRI differ only by their schedule. Pixels of patches that left are frozen: no gradient, no momentum.
 """
 
-import math
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -17,10 +16,9 @@ from torch import Tensor, nn
 
 from . import engine
 from . import importance as ranking
+from .engine.graph import Runner
 from .errors import InputError, RunError
 from .kernels.attention.reference import take_rows
-from .kernels.image_step import image_step
-from .losses import needs_attention_outputs, total
 from .memory import out_of_memory, ran_out
 from .patches import to_patches
 from .progress import show_progress
@@ -89,8 +87,11 @@ def invert_batches(model: nn.Module, **settings) -> Iterator[SparseImages]:
     augmentation: one (dy, dx, flip) per iteration, in pixels, the same for every batch, taken as (0, 0, False) at an event and one
     iteration before it; None draws them, offsets up to jitter (None: an eighth of
     each side).
-    flip, mean, std: facts of the training data, None: the model's own. dtype: "float32" or "float64". device: None: a GPU if there is one, else the
-    model's.
+    engine: "fused" or "reference"; None: fused, unless a loss or dtype="float64" needs the reference. dtype: of the model's arithmetic, "float32",
+    "bfloat16" or "float16" (fused), "float32" or "float64" (reference); "auto": what the device computes faster in; pixels are float32, or float64.
+    update: "active" freezes the pixels of patches that left, "all" goes on moving every pixel, as published code does. max_memory: GiB beside the
+    weights: the passes of a batch then run in as many parts as that takes (fused).
+    flip, mean, std: facts of the training data, None: the model's own. device: None: a GPU if there is one, else the model's.
     on_iteration: called with an `Iteration` after each update. seed: of everything drawn.
     """
     run, on_iteration = prepare(model, **settings)
@@ -116,7 +117,7 @@ def run_batches(run: Run, on_iteration: Callable[[Iteration], None] | None = Non
             if not ran_out(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
-            raise out_of_memory(run.vit, run.schedule, len(trajectories)) from error
+            raise out_of_memory(run.vit, run.schedule, len(trajectories), fused=run.fused and run.fused.dtype) from error
         part = part[: min(left, len(part))]
         left -= len(part)
         yield part
@@ -131,20 +132,22 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
     index = torch.arange(vit.num_patches, device=device).expand(len(trajectories), -1)
     generators = [run.generator("importance", trajectory) for trajectory in trajectories]
     low, high = (bound.to(images) for bound in vit.valid_range())
-    table = run.table.to(device)
+    table, curve = run.table.to(device), torch.zeros(run.schedule.iterations, dtype=images.dtype, device=device)
     emitted: list[tuple[Tensor, Tensor]] = []
     for stage in run.schedule.stages():
+        step = engine.Step(
+            run.fused or vit, images, moments, labels, index, run.losses, low, high,
+            lr=run.lr, betas=run.betas, update=run.update, chunk=run.chunk,
+        )  # fmt: skip
+        runner = Runner(step, table, curve, stage.start)
         for t in range(stage.start, stage.stop):
-            output, loss, grad = _gradient(run, images, index, table[t], labels)
-            if not math.isfinite(loss):
-                where = f"iteration {t} of trajectories {trajectories.start} to {trajectories.stop - 1}"
-                raise RunError(f"the loss is {loss} at {where}: the run has diverged or a loss term is undefined there")
-            if t == stage.stop - 1 and stage.event is not None:
-                snapshot = ranking.Snapshot(images.clone(), index, labels, output.logits, output.attention, generators)
-            step = torch.tensor(t + 1, device=device)
-            image_step(images, grad, *moments, step, low, high, index, vit.patch_size, lr=run.lr, betas=run.betas)
-            report(t, loss, stage.active, images, index, labels)
+            ranked = images.clone() if t == stage.stop - 1 and stage.event is not None else None
+            runner()
+            if runner.graph is None or t == stage.stop - 1:  # a captured stage is looked at when it is over
+                _refuse_diverged(curve[stage.start : t + 1], stage.start, trajectories)
+            report(t, curve[t], stage.active, images, index, labels)
         if stage.event is not None:
+            snapshot = ranking.Snapshot(ranked, index, labels, step.output.logits.detach(), step.output.attention, generators)
             index, leaving = _split(run, stage.event, snapshot)
             if stage.event.fate == "emit":
                 emitted.append((take_rows(to_patches(images, vit.patch_size), leaving), leaving))
@@ -152,17 +155,14 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
     return _collect(run, trajectories, emitted)
 
 
-def _gradient(run: Run, images: Tensor, index: Tensor, augmentation: Tensor, labels: Tensor) -> tuple[engine.Output, float, Tensor]:
-    """Forward pass, loss, and gradient of the loss in the pixels."""
-    pixels = images.detach().requires_grad_()
-    attention_outputs = [] if any(map(needs_attention_outputs, run.losses)) else None
-    wanted = {} if attention_outputs is None else {"attention_outputs": attention_outputs}
-    output = engine.forward(run.vit, pixels, index, augmentation, **wanted)
-    loss = total(run.losses, pixels, output.logits, labels, attention_outputs)
-    if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
-        raise InputError("every loss must return one number that depends on the images or the logits")
-    (grad,) = torch.autograd.grad(loss, pixels)
-    return output, float(loss.detach()), grad
+def _refuse_diverged(curve: Tensor, first: int, trajectories: range) -> None:
+    """Raise RunError at the first loss of iterations `first` and on that is not a number."""
+    finite = torch.isfinite(curve)
+    if finite.all():
+        return
+    at = int((~finite).nonzero()[0])
+    where = f"iteration {first + at} of trajectories {trajectories.start} to {trajectories.stop - 1}"
+    raise RunError(f"the loss is {float(curve[at])} at {where}: the run has diverged or a loss term is undefined there")
 
 
 def _split(run: Run, event: Event, snapshot: ranking.Snapshot) -> tuple[Tensor, Tensor]:

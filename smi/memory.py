@@ -61,16 +61,23 @@ class PeakMemory(TorchDispatchMode):
         self.bytes -= size
 
 
-def step_memory(vit: ViT, batch: int, active: int) -> StepMemory:
-    """Memory of one iteration of the default loss on `batch` trajectories with `active` patches each."""
+def step_memory(vit: ViT, batch: int, active: int, fused: torch.dtype | None = None) -> StepMemory:
+    """Memory of one iteration of the default loss on `batch` trajectories with `active` patches each. fused: the fused engine's dtype, None for the
+    reference engine."""
     vit = vit.to("meta", vit.embed.weight.dtype)
     images = torch.empty(batch, vit.channels, *vit.image_size, device="meta", dtype=vit.embed.weight.dtype, requires_grad=True)
     index = torch.empty(batch, active, device="meta", dtype=torch.int64)
+    augmentation = torch.empty(3, device="meta", dtype=torch.int32)
     labels = torch.empty(batch, device="meta", dtype=torch.int64)
+    prepared = None if fused is None else engine.Fused(vit, fused)
     with PeakMemory() as memory:
-        output = engine.forward(vit, images, index, torch.empty(3, device="meta", dtype=torch.int32))
-        loss = sum(term(images, output.logits, labels) for term in default_losses())
-        torch.autograd.grad(loss, images)
+        if prepared is not None:
+            output, _, saved = prepared.forward(images.detach(), index, augmentation)
+            prepared.backward(saved, output.logits)
+        else:
+            output = engine.forward(vit, images, index, augmentation)
+            loss = sum(term(images, output.logits, labels) for term in default_losses())
+            torch.autograd.grad(loss, images)
     return StepMemory(sum(tensor.nbytes for tensor in vit.tensors()), memory.peak, STEP_BUFFERS * images.nbytes)
 
 
@@ -84,10 +91,10 @@ def available_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def fitting_batch(vit: ViT, schedule: Schedule, available: int) -> int:
+def fitting_batch(vit: ViT, schedule: Schedule, available: int, fused: torch.dtype | None = None) -> int:
     """The largest batch of trajectories whose first stage, the widest, fits into `available` bytes beside the weights, which are already there; 0 if
     none does."""
-    one, two = (step_memory(vit, batch, schedule.num_patches).beside_weights * _slack(vit) for batch in (1, 2))
+    one, two = (step_memory(vit, batch, schedule.num_patches, fused).beside_weights * _slack(vit) for batch in (1, 2))
     each = two - one
     return max(0, int((available - (one - each)) // each))
 
@@ -96,11 +103,24 @@ def _slack(vit: ViT) -> float:
     return CPU_SLACK if vit.device.type == "cpu" else 1.0
 
 
-def check_memory(vit: ViT, schedule: Schedule, batch: int) -> None:
+def chunk_of(vit: ViT, schedule: Schedule, batch: int, limit: float, fused: torch.dtype) -> int:
+    """How many trajectories' passes run together so that a batch stays within `limit` GiB beside the weights. Raises RunError where not even one
+    does."""
+    slack = _slack(vit)
+    one, two = (step_memory(vit, count, schedule.num_patches, fused) for count in (1, 2))
+    images, each = batch * one.images * slack, (two.pass_peak - one.pass_peak) * slack
+    fits = int((limit * 2**30 - images - (one.pass_peak * slack - each)) // each)
+    if fits < 1:
+        need = (images + one.pass_peak * slack) / 2**30
+        raise RunError(f"max_memory {limit:g} GiB does not hold one trajectory's pass beside the images of the batch: allow at least {need:.2f} GiB")
+    return min(fits, batch)
+
+
+def check_memory(vit: ViT, schedule: Schedule, batch: int, fused: torch.dtype | None = None) -> None:
     """Raise RunError before a run that cannot fit, naming the batch size that does."""
     available = available_memory(vit.device)
-    if step_memory(vit, batch, schedule.num_patches).beside_weights * _slack(vit) > available:
-        raise out_of_memory(vit, schedule, batch, available)
+    if step_memory(vit, batch, schedule.num_patches, fused).beside_weights * _slack(vit) > available:
+        raise out_of_memory(vit, schedule, batch, available, fused)
 
 
 def ran_out(error: Exception) -> bool:
@@ -108,15 +128,15 @@ def ran_out(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
-def out_of_memory(vit: ViT, schedule: Schedule, batch: int, available: int | None = None) -> RunError:
+def out_of_memory(vit: ViT, schedule: Schedule, batch: int, available: int | None = None, fused: torch.dtype | None = None) -> RunError:
     """The error that says which batch size fits; call it when the tensors of the failed pass are gone."""
     most = batch - 1 if available is not None else batch // 2  # what failed in earnest was estimated to fit
     if available is None:
         if vit.device.type == "cuda":
             torch.cuda.empty_cache()
         available = available_memory(vit.device)
-    fits = min(fitting_batch(vit, schedule, available), most)
-    need = step_memory(vit, batch, schedule.num_patches)
+    fits = min(fitting_batch(vit, schedule, available, fused), most)
+    need = step_memory(vit, batch, schedule.num_patches, fused)
     advice = f"about {fits} fit: pass batch_size={fits} (--batch-size {fits})" if fits else "not even one fits: use another device or a smaller model"
     sizes = f"needs {(need.weights + need.beside_weights * _slack(vit)) / 2**30:.1f} GiB and {available / 2**30:.1f} GiB are free on {vit.device}"
     return RunError(f"out of memory: a batch of {batch} trajectories {sizes}; {advice}")

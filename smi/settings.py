@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from . import augment, psaq
 from . import importance as ranking
+from .engine import Fused
+from .engine.step import UPDATES
 from .errors import InputError
 from .kernels.dispatch import backend
-from .losses import TV_WEIGHT, Loss, default_losses
-from .memory import check_memory
+from .losses import TV_WEIGHT, Loss, default_losses, needs_attention_outputs
+from .memory import check_memory, chunk_of
 from .models import ViT, describe
 from .schedules import PUBLISHED_ITERATIONS, Schedule, make_schedule
 from .version import __version__
@@ -52,15 +54,19 @@ class Iteration:
     batches: int
     iteration: int  # 0-based, of this batch
     iterations: int
-    loss: float
+    value: float | Tensor  # the loss; reading it as `loss` waits for the device
     active: int  # patches of each image that took part
     seconds: float  # since the run began
     images: Tensor  # [B, C, H, W], normalised pixels, live: clone to keep
     index: Tensor  # int64 [B, active]
     labels: Tensor  # int64 [B]
 
+    @property
+    def loss(self) -> float:
+        return float(self.value)
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(eq=False)
 class Run:
     """Everything that decides the images of a run."""
 
@@ -76,6 +82,9 @@ class Run:
     init: Tensor | None
     lr: float
     betas: tuple[float, float]
+    fused: Fused | None  # the engine; None for the reference
+    update: str  # which pixels move: "active" or "all"
+    chunk: int | None = None  # trajectories whose passes run together, None for all of a batch
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -111,7 +120,10 @@ def prepare(
     betas: tuple[float, float] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
-    dtype: str = "float32",
+    dtype: str = "auto",
+    engine: str | None = None,
+    update: str = "active",
+    max_memory: float | None = None,
     init: Tensor | None = None,
     augmentation: Sequence[tuple[int, int, bool]] | None = None,
     jitter: int | None = None,
@@ -140,11 +152,15 @@ def prepare(
         raise InputError(f"lr must be positive and both betas from 0 up to 1, got {lr} and {betas}")
     if tv_weight is not None and not 0 <= tv_weight < float("inf"):
         raise InputError(f"tv_weight must be a finite number of at least 0, got {tv_weight}")
+    if update not in UPDATES:
+        raise InputError(f"update must be {' or '.join(UPDATES)}, got '{update}'")
     if losses is not None and not losses:
         raise InputError("losses must hold at least one function, or be None for the published loss")
     if losses not in (None, "default") and tv_weight is not None:
         raise InputError("pass losses or tv_weight, not both: a list of losses brings its own total variation")
-    vit = describe(model, mean=mean, std=std, flip=flip).to(_device(model, device), _dtype(dtype))
+    losses_used = _losses(losses, tv_weight, seed)
+    engine = _engine(engine, dtype, losses_used)
+    vit = describe(model, mean=mean, std=std, flip=flip).to(_device(model, device), torch.float64 if dtype == "float64" else torch.float32)
     _refuse_nan(model)
     options = {"prune_at": prune_at, "prune_ratio": prune_ratio, "division": division}
     schedule = _schedule(method, vit, iterations, schedule, options)
@@ -163,7 +179,7 @@ def prepare(
         schedule=schedule,
         labels=_labels(labels, trajectories, vit.num_classes, seed),
         table=augment.hold_still(table, schedule.still_iterations()),
-        losses=_losses(losses, tv_weight, seed),
+        losses=losses_used,
         importance=ranking.resolve(importance),
         num_images=num_images,
         batch_size=min(batch_size, trajectories),
@@ -171,9 +187,14 @@ def prepare(
         init=init,
         lr=lr,
         betas=betas,
+        fused=Fused(vit, dtype) if engine == "fused" else None,
+        update=update,
     )
     run.provenance.update(_provenance(run, method, labels, importance, losses, tv_weight, jitter, augmentation))
-    check_memory(run.vit, run.schedule, run.batch_size)
+    if max_memory is not None:
+        run.chunk = _chunk(run, max_memory)
+    elif iterations:
+        check_memory(vit, schedule, run.batch_size, run.fused and run.fused.dtype)
     return run, on_iteration
 
 
@@ -191,11 +212,27 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     return chosen
 
 
-def _dtype(name: str) -> torch.dtype:
-    dtypes = {"float32": torch.float32, "float64": torch.float64}
-    if name not in dtypes:
-        raise InputError(f"dtype '{name}' is not supported: it must be {' or '.join(dtypes)}")
-    return dtypes[name]
+def _engine(name: str | None, dtype: str, losses: Sequence[Loss]) -> str:
+    """The engine that is asked for; None is the fused one where it can do what is asked, the reference where it cannot."""
+    allowed = {"fused": ("auto", "float32", "bfloat16", "float16"), "reference": ("auto", "float32", "float64")}
+    taps = any(map(needs_attention_outputs, losses))
+    if name is None:
+        name = "reference" if taps or dtype == "float64" else "fused"
+    if name not in allowed:
+        raise InputError(f"engine '{name}' is not known: it must be {' or '.join(allowed)}")
+    if dtype not in allowed[name]:
+        raise InputError(f"dtype '{dtype}' is not supported by the {name} engine: it must be {', '.join(allowed[name])}")
+    if name == "fused" and taps:
+        raise InputError("a loss needs the attention outputs of every block, which only engine='reference' keeps")
+    return name
+
+
+def _chunk(run: Run, limit: float) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < float("inf"):
+        raise InputError(f"max_memory must be a positive number of GiB, got {limit}")
+    if run.fused is None:
+        raise InputError("max_memory needs the fused engine, which can run a batch in parts")
+    return chunk_of(run.vit, run.schedule, run.batch_size, limit, run.fused.dtype)
 
 
 def _refuse_nan(model: nn.Module) -> None:
@@ -268,10 +305,12 @@ def _provenance(run: Run, method, labels, importance, losses, tv_weight, jitter,
         "labels": "drawn" if labels is None else "given",
         "init": "noise" if run.init is None else "given",
         "augmentation": "drawn" if augmentation is None else "given",
-        "dtype": str(run.dtype).removeprefix("torch."),
+        "dtype": str(run.fused.dtype if run.fused else run.dtype).removeprefix("torch."),
         "device": str(run.vit.device),
-        "engine": "reference",
+        "engine": "fused" if run.fused else "reference",
+        "update": run.update,
         "backend": backend(),
+        **({"operations": run.fused.describe()["versions"]} if run.fused else {}),
         "run": uuid.uuid4().hex,
         "versions": {"smi": __version__, "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -203,7 +203,7 @@ void backward_head(const Params& params, int64_t task) {
 
 template <void (*HEAD)(const Params&, int64_t)>
 void all_heads(const Params& params) {
-  share(params.batch * params.heads, [&](int64_t begin, int64_t end) {
+  share(params.batch * params.heads, 8. * params.n * params.n * params.width, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) HEAD(params, task);
   });
 }

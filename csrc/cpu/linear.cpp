@@ -68,7 +68,7 @@ void linear(const Params& p) {
   const int64_t groups = (panels(p.n) + PANELS - 1) / PANELS, chunks = (p.m + ROWS - 1) / ROWS;
   const int64_t height = (p.m + chunks - 1) / chunks, tall = (height + MR - 1) / MR * MR;  // rows of a task, whole tiles
   const int64_t deep = depth(p.k), wide = panels(p.n) * NR;
-  share(groups * chunks, [&](int64_t begin, int64_t end) {
+  share(groups * chunks, 2. * tall * PANELS * NR * p.k, [&](int64_t begin, int64_t end) {
     float* sums = scratch(PANELS * tall * NR);  // [panel][row][NR]
     for (int64_t task = begin; task < end; ++task) {
       const int64_t first = task / chunks * PANELS, last = first + PANELS < panels(p.n) ? first + PANELS : panels(p.n);
@@ -111,7 +111,7 @@ int64_t smi_packed_floats(int64_t k, int64_t n) { return k * panels(n) * NR; }
 // B's element (k, n) is from[k * row + n * column] * scale[k]; scale may be null.
 void smi_pack(const float* from, int64_t row, int64_t column, const float* scale, int64_t k, int64_t n, float* packed) {
   const int64_t deep = depth(k), wide = panels(n) * NR;
-  share(panels(n), [&](int64_t begin, int64_t end) {
+  share(panels(n), 8. * k * NR, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel)
       for (int64_t i = 0; i < k; ++i) {
         const int64_t first = i / deep * deep, steps = first + deep < k ? deep : k - first;

@@ -88,7 +88,7 @@ void backward_row(const Params& p, int64_t row) {
 
 template <void (*ROW)(const Params&, int64_t)>
 void all_rows(const Params& p) {
-  share(p.m, [&](int64_t begin, int64_t end) {
+  share(p.m, 16. * p.d, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) ROW(p, row);
   });
 }

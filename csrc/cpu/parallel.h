@@ -8,10 +8,14 @@ using Range = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Range function, void* context);
 extern ParallelFor parallel_for;
 
-// Calls body(begin, end) on parts of [0, count), in as many threads as PyTorch uses.
+constexpr double WORTH = 2e6;  // operations that make a thread worth waking: some 20 microseconds
+
+// Calls body(begin, end) on parts of [0, count), in as many threads as PyTorch uses and the work is worth. each: operations of one of count.
 template <class Body>
-void share(int64_t count, Body body) {
-  parallel_for(0, count, 1, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body);
+void share(int64_t count, double each, Body body) {
+  const double enough = WORTH / each;
+  const int64_t grain = enough < 1 ? 1 : enough < double(count) ? int64_t(enough) + 1 : count;
+  if (count > 0) parallel_for(0, count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body);
 }
 
 // Memory that a thread keeps from call to call, aligned to a cache line.

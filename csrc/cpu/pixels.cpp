@@ -14,6 +14,7 @@ struct Patches {
 
   int64_t rows() const { return height / patch; }
   int64_t columns() const { return width / patch; }
+  double pixels() const { return double(channels) * patch * patch; }
 };
 
 inline int64_t modulo(int64_t a, int64_t b) { return (a % b + b) % b; }
@@ -67,7 +68,7 @@ extern "C" {
 // taken: [batch * n, channels * patch * patch]; cells: [batch * n], where the patches move.
 void smi_take_pixels(const Patches* given, const float* images, float* taken, int64_t* cells) {
   const Patches& p = *given;
-  share(p.batch * p.n, [&](int64_t begin, int64_t end) {
+  share(p.batch * p.n, 4 * p.pixels(), [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
       cells[token] = moved_cell(p, p.index[token]);
       patch_rows(p, token, cells[token], [&](int64_t row, int64_t first, int64_t at) {
@@ -82,7 +83,7 @@ void smi_take_pixels(const Patches* given, const float* images, float* taken, in
 void smi_give_pixels(const Patches* given, const float* pixels, float* images) {
   const Patches& p = *given;
   const int64_t size = p.channels * p.height * p.width;
-  share(p.batch, [&](int64_t begin, int64_t end) {
+  share(p.batch, 4. * size, [&](int64_t begin, int64_t end) {
     memset(images + begin * size, 0, (end - begin) * size * sizeof(float));
     for (int64_t token = begin * p.n; token < end * p.n; ++token)
       patch_rows(p, token, moved_cell(p, p.index[token]), [&](int64_t row, int64_t first, int64_t at) {
@@ -94,7 +95,7 @@ void smi_give_pixels(const Patches* given, const float* pixels, float* images) {
 
 // x [m, d] = or += position [cells, d] rows named by cells [m]; the rows of image b begin at row b * (prefix + n) + prefix.
 void smi_add_position(float* tokens, const float* position, const int64_t* cells, const float* prefix, int64_t batch, int64_t n, int64_t count, int64_t d) {
-  share(batch, [&](int64_t begin, int64_t end) {
+  share(batch, 4. * n * d, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
       float* to = tokens + b * (count + n) * d;
       if (count) memcpy(to, prefix, count * d * sizeof(float));
@@ -110,7 +111,7 @@ void smi_add_position(float* tokens, const float* position, const int64_t* cells
 
 // norms: [4]; partial: [planes, 4]. Sums within a plane in double, planes in order: the same for any number of threads.
 void smi_tv_norms(const float* images, int64_t planes, int64_t height, int64_t width, double* partial, float* norms) {
-  share(planes, [&](int64_t begin, int64_t end) {
+  share(planes, 12. * height * width, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
       double total[4] = {};
       for (int64_t y = 0; y < height; ++y) {
@@ -173,7 +174,7 @@ void smi_image_step(const Patches* given, const Step* step) {
         body(c, top + i, left, ((b * p.channels + c) * p.height + top + i) * p.width, ((token * p.channels + c) * p.patch + i) * p.patch);
   };
   if (s.norms)
-    share(p.batch * p.n, [&](int64_t begin, int64_t end) {
+    share(p.batch * p.n, 24 * p.pixels(), [&](int64_t begin, int64_t end) {
       Line up, middle, down;
       for (int64_t token = begin; token < end; ++token)
         rows(token, [&](int64_t, int64_t y, int64_t x, int64_t row, int64_t at) {
@@ -193,7 +194,7 @@ void smi_image_step(const Patches* given, const Step* step) {
         });
     });
   float* target = s.out ? s.out : s.images;
-  share(p.batch * p.n, [&](int64_t begin, int64_t end) {
+  share(p.batch * p.n, 24 * p.pixels(), [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token)
       rows(token, [&](int64_t c, int64_t, int64_t x, int64_t row, int64_t from) {
         const float low = s.low[c], high = s.high[c];

@@ -108,8 +108,8 @@ class Fused:
     ) -> tuple[Output, Tensor, Saved]:
         """Logits and CLS row, the attention weights [B, H, Q, T] of the last block's CLS token, and what `backward` needs.
 
-        images: float32 [B, C, H, W]; index: int [B, n]; augmentation: int [3] (dy, dx, flip). memory: where results go; those of a pass lie there until
-        the next one. keep: whether `backward` will be called.
+        images: float32 [B, C, H, W]; index: int [B, n]; augmentation: int [3] (dy, dx, flip). memory: where results go; those of a pass lie there
+        until the next one. keep: whether `backward` will be called.
         """
         saved = Saved(index, augmentation, images, memory)
         with torch.no_grad():
