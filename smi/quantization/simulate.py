@@ -99,7 +99,12 @@ class SimulatedViT(QuantizedViT):
         """Write graph (torch.export's .pt2) and facts to a folder; `load_quantized` reads it."""
         device = next(self.graph.buffers()).device
         program = export_program(self.graph, example(self.facts, device))
-        return write(folder, "simulated", self.facts, lambda path: torch.export.save(program, path), force=force)
+        return write(folder, "simulated", self.facts, lambda path: _save(program, path), force=force)
+
+
+def _save(program: torch.export.ExportedProgram, path: Path) -> None:
+    with path.open("wb") as file:
+        torch.export.save(program, file)
 
 
 def _linears(graph: GraphModule) -> list[Node]:

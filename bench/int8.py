@@ -1,0 +1,125 @@
+"""The deployable W8/A8 model against float32 on the CPU: dense images, the same model and batch, rounds of the sides in turn.
+
+    python -m bench.int8                                          the digits teacher and DeiT-Tiny, the figures
+    python -m bench.int8 --model digits --batch 4 --rounds 2      a short try
+
+float32 is timm's own forward. Both sides run under torch.inference_mode; times are medians, smallest in brackets. The digits teacher's accuracy is on
+its real test split; a model without trained weights has none, and says how often its int8 answers agree with the simulation's. The int8 model is saved
+and read back by a new process, whose logits must be the same bits. Rows are appended to bench/results/<device>.jsonl.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from smi import datasets, invert
+from smi.checkpoints import load_model
+from smi.models import describe
+from smi.quantization import accuracy, load_quantized, quantize
+from smi.quantization.int8 import products_saturate
+
+from .cpu_attention import alternate
+from .record import append, environment, results_file
+from .table import print_table
+
+CALIBRATION = 32  # images, as published
+
+
+def calibrated(name: str, iterations: int) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """float32, simulation and int8 of a model, calibrated with SMI images where it is trained and with noise where it is not."""
+    model = load_model(name, random_weights=name != "digits")
+    how = {"method": "smi", "iterations": iterations, "tv_weight": 5e-3} if name == "digits" else {"method": "gaussian"}
+    simulated = quantize(model, invert(model, num_images=CALIBRATION, batch_size=CALIBRATION, progress=False, **how))
+    return model, simulated, simulated.int8()
+
+
+def same_in_new_process(int8: nn.Module, images: Tensor) -> bool:
+    """Whether a new process that loads the model gives the same bits."""
+    with tempfile.TemporaryDirectory() as folder:
+        int8.save(Path(folder) / "model")
+        save_file({"images": images.contiguous()}, Path(folder) / "images")
+        subprocess.run([sys.executable, "-m", "bench.int8", "--answer", folder], check=True, cwd=Path(__file__).parent.parent)
+        return torch.equal(load_file(Path(folder) / "logits")["logits"], int8(images))
+
+
+def answer(folder: Path) -> None:
+    """What the new process does: load the model, write its logits."""
+    save_file({"logits": load_quantized(folder / "model")(load_file(folder / "images")["images"])}, folder / "logits")
+
+
+def quality(name: str, model: nn.Module, simulated: nn.Module, int8: nn.Module, images: Tensor) -> dict:
+    """Accuracy of the three where there is real test data, and how near int8 is to the simulation."""
+    with torch.no_grad():
+        mine, theirs = int8(images), simulated(images)
+    row = {
+        "agreement_with_simulation": (mine.argmax(1) == theirs.argmax(1)).double().mean().item(),
+        "distance_from_simulation": ((mine - theirs).norm() / theirs.norm()).item(),
+    }
+    if name == "digits":
+        real = datasets.load("digits", model, "test")
+        row.update({f"accuracy_{key}": accuracy(part, *real) for key, part in (("float32", model), ("simulated", simulated), ("int8", int8))})
+    return row
+
+
+def measure(name: str, batch: int, threads: list[int], rounds: int, iterations: int) -> list[dict]:
+    """One row per number of threads."""
+    torch.manual_seed(0)
+    model, simulated, int8 = calibrated(name, iterations)
+    vit = describe(model)
+    images = torch.randn(batch, vit.channels, *vit.image_size)
+    about = {"kind": "int8", "model": name, "weights": "trained" if name == "digits" else "random", "batch": batch, "tokens": vit.num_patches + 1}
+    about |= quality(name, model, simulated, int8, images) | {"same_in_new_process": same_in_new_process(int8, images)}
+    about |= {"products_saturate": products_saturate(), "vnni": torch.cpu._is_vnni_supported()}
+    rows = []
+    for count in threads:
+        torch.set_num_threads(count)
+        with torch.inference_mode():
+            seconds = alternate({"float32": lambda: model(images), "int8": lambda: int8(images)}, rounds)
+        middle, least = ({side: function(values) for side, values in seconds.items()} for function in (statistics.median, min))
+        timing = {"float32_seconds": middle["float32"], "int8_seconds": middle["int8"], "speedup": middle["float32"] / middle["int8"]}
+        rows.append(about | timing | {"threads": count, "rounds": rounds, "speedup_of_smallest": least["float32"] / least["int8"]})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", default=["digits", "deit_tiny_patch16_224"])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--iterations", type=int, default=200, help="of the inversion that makes the digits to calibrate with")
+    parser.add_argument("--no-record", action="store_true", help="measure only, append nothing to the results")
+    parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.answer:
+        answer(given.answer)
+        return
+    rows = [row for name in given.model for row in measure(name, given.batch, given.threads, given.rounds, given.iterations)]
+    under = environment(torch.device("cpu"))
+    if not given.no_record:
+        append(results_file(under["device"]), [under | row for row in rows])
+    columns = ("model", "threads", "float32 ms", "int8 ms", "speed-up", "of smallest", "accuracy float32", "simulated", "int8", "agree", "reload")
+    print_table(f"W8/A8 on the CPU, batch {given.batch}, {torch.backends.cpu.get_cpu_capability()}", columns, [_cells(row) for row in rows])
+
+
+def _cells(row: dict) -> list[str]:
+    shares = [f"{row[key]:.1%}" if key in row else "-" for key in ("accuracy_float32", "accuracy_simulated", "accuracy_int8")]
+    times = [
+        f"{row['float32_seconds'] * 1e3:.1f}",
+        f"{row['int8_seconds'] * 1e3:.1f}",
+        f"{row['speedup']:.2f}x",
+        f"{row['speedup_of_smallest']:.2f}x",
+    ]
+    same = "same bits" if row["same_in_new_process"] else "DIFFERS"
+    return [row["model"], str(row["threads"]), *times, *shares, f"{row['agreement_with_simulation']:.1%}", same]
+
+
+if __name__ == "__main__":
+    main()
