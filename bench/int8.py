@@ -3,9 +3,9 @@
     python -m bench.int8                                          the digits teacher and DeiT-Tiny, the figures
     python -m bench.int8 --model digits --batch 4 --rounds 2      a short try
 
-float32 is timm's own forward. Both sides run under torch.inference_mode; times are medians, smallest in brackets. The digits teacher's accuracy is on
-its real test split; a model without trained weights has none, and says how often its int8 answers agree with the simulation's. The int8 model is saved
-and read back by a new process, whose logits must be the same bits. Rows are appended to bench/results/<device>.jsonl.
+float32 is timm's own forward; both sides run under torch.inference_mode. The digits teacher's accuracy is on its real test split; a model without
+trained weights has none, and says how often its int8 answers agree with the simulation's. The int8 model is saved and read back by a new process,
+whose logits must be the same bits. Rows are appended to bench/results/<device>.jsonl.
 """
 
 import argparse
