@@ -1,0 +1,190 @@
+"""The published tables in our own measure, on real test images: what each method's images cost and what they are worth.
+
+    python -m bench.evidence --data digits --seeds 3                      the embedded teacher
+    python -m bench.evidence --data cifar10 --teacher DIR --seeds 2       a teacher of smi.teachers.train_cifar10; SMI_CIFAR10 names its data
+    python -m bench.evidence --data digits --seeds 3 --check              exit code 1 where a floor is not reached
+
+Rows: Gaussian noise, dense, PSAQ-ViT, SMI, PRI v = 2, 4, 7, real images. Columns: seconds and FLOPs for the same number of images, teacher agreement,
+accuracy of the quantised teacher, and of students: a copy of the teacher with its last blocks fresh, a fresh small one, and one whose trunk learned
+other classes and whose head alone learns. Mean and deviation over seeds; learning curves against steps and seconds are in the cells.
+
+Restartable: images and finished columns are kept in --folder, and the same command goes on from there. The images are made first, one method at a
+time, so that their seconds are comparable; --jobs then works on several cells side by side. When all is done a row for each method is appended to
+bench/results/<device>.jsonl.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+
+from smi.errors import InputError, RunError
+
+from . import evidence_cells as cells
+from .evidence_floors import failures
+from .files import write_json
+from .record import append, environment, results_file
+from .table import print_table
+
+FOLDER = Path("out/evidence")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What decides the numbers; folders of another one are not mixed with it."""
+
+    data: str
+    teacher: str
+    images: int
+    iterations: int
+    batch_size: int
+    tv_weight: float
+    copy_steps: int
+    small_steps: int
+    trunk_steps: int
+    fresh_blocks: int
+    student_batch: int
+    test_images: int | None  # of which accuracy is measured; None: all
+    threads: int
+
+
+def make_config(given: argparse.Namespace) -> Config:
+    """The options as they were given, the others as the data needs them."""
+    if given.data == "cifar10" and given.teacher is None:
+        raise InputError("cifar10 needs a teacher: pass the folder that smi.teachers.train_cifar10 wrote as --teacher")
+    cifar = given.data == "cifar10"
+    return Config(
+        data=given.data,
+        teacher=given.teacher or "digits",
+        images=given.images,
+        iterations=given.iterations,
+        batch_size=given.batch_size,
+        tv_weight=given.tv_weight,
+        copy_steps=given.copy_steps,
+        small_steps=given.small_steps,
+        trunk_steps=given.trunk_steps,
+        fresh_blocks=given.fresh_blocks or (4 if cifar else 2),
+        student_batch=given.student_batch,
+        test_images=given.test_images or (2000 if cifar else None),
+        threads=given.threads,
+    )
+
+
+def open_folder(path: Path, config: Config, force: bool) -> None:
+    """Remember what the folder is of. Raises InputError where it is of something else."""
+    path.mkdir(parents=True, exist_ok=True)
+    about = path / "config.json"
+    if about.exists() and not force and json.loads(about.read_text()) != asdict(config):
+        raise InputError(f"{path} holds evidence of other settings: choose another --folder")
+    write_json(about, asdict(config))
+
+
+def run(config: Config, folder: Path, seeds: int, rows: list[str], jobs: int) -> None:
+    """Everything that is not yet in the folder."""
+    torch.set_num_threads(config.threads)
+    todo = [(row, seed) for seed in range(seeds) for row in rows]
+    for row, seed in todo:
+        cells.make_images(config, folder, row, seed)
+    if jobs == 1:
+        for row, seed in todo:
+            cells.judge(config, folder, row, seed)
+        return
+    cells.trunk(config, folder)  # once, not by every process
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(cells.judge, config, folder, row, seed) for row, seed in todo]):
+            done.result()
+
+
+def collect(folder: Path, seeds: int, rows: list[str]) -> list[dict]:
+    """One row a method: the values of every column by seed."""
+    found = []
+    for row in rows:
+        made = [cells.read(folder, row, seed) for seed in range(seeds)]
+        columns = [name for name in cells.COLUMNS if all(isinstance(cell.get(name), int | float) for cell in made)]
+        found.append({"method": row, **{name: [cell[name] for cell in made] for name in columns}})
+    dense = next((row["seconds"] for row in found if row["method"] == "dense"), None)
+    for row in found:
+        if dense is not None and "seconds" in row and row["method"] != "gaussian":
+            row["speedup"] = [of_dense / mine for of_dense, mine in zip(dense, row["seconds"], strict=True)]
+    return found
+
+
+def show(config: Config, found: list[dict], seeds: int) -> None:
+    """The table, mean and deviation over seeds."""
+    columns = [name for name in ("seconds", "speedup", *cells.COLUMNS[1:]) if any(name in row for row in found)]
+    lines = [[cells.TITLES[row["method"]], *(_cell(name, row.get(name)) for name in columns)] for row in found]
+    title = (
+        f"{config.data}, {config.images} images, {config.iterations} iterations, batch {config.batch_size}, a_tv {config.tv_weight:g}, {seeds} seeds"
+    )
+    print_table(title, ["method", *(cells.HEADINGS[name] for name in columns)], lines)
+
+
+def _cell(name: str, values: list[float] | None) -> str:
+    if values is None:
+        return ""
+    scale, digits = cells.UNITS.get(name, (100.0, 1))
+    spread = f" ± {statistics.stdev(values) * scale:.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values) * scale:.{digits}f}{spread}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=("digits", "cifar10"), default="digits")
+    parser.add_argument("--teacher", help="folder of a trained model; the embedded teacher for digits when absent")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", choices=cells.ROWS, default=list(cells.ROWS))
+    parser.add_argument("--images", type=int, default=252, help="finished images of each method (whole trajectories for v = 2, 4, 7)")
+    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--batch-size", type=int, default=36, help="trajectories at a time, the same for every method")
+    parser.add_argument("--tv-weight", type=float, default=5e-3)
+    parser.add_argument("--copy-steps", type=int, default=400)
+    parser.add_argument("--small-steps", type=int, default=2000)
+    parser.add_argument("--trunk-steps", type=int, default=200)
+    parser.add_argument("--fresh-blocks", type=int, help="last blocks of the copy that start afresh")
+    parser.add_argument("--student-batch", type=int, default=64)
+    parser.add_argument("--test-images", type=int, help="real test images; all of digits, 2000 of CIFAR-10 when absent")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--jobs", type=int, default=1, help="cells side by side, once the images are made")
+    parser.add_argument("--folder", type=Path, help="out/evidence/<data> when absent")
+    parser.add_argument("--force", action="store_true", help="go on in a folder of other settings")
+    parser.add_argument("--no-append", action="store_true", help="leave bench/results as it is")
+    parser.add_argument("--check", action="store_true", help="exit code 1 where a floor is not reached")
+    given = parser.parse_args(arguments)
+    try:
+        return _main(given)
+    except InputError as error:
+        print(f"evidence: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"evidence: {error}", file=sys.stderr)
+        return 1
+
+
+def _main(given: argparse.Namespace) -> int:
+    config, folder = make_config(given), given.folder or FOLDER / given.data
+    if given.seeds < 1 or given.jobs < 1:
+        raise InputError("seeds and jobs must be at least 1")
+    open_folder(folder, config, given.force)
+    run(config, folder, given.seeds, given.rows, given.jobs)
+    found = collect(folder, given.seeds, given.rows)
+    show(config, found, given.seeds)
+    written = folder / "appended.json"
+    if not given.no_append and not (written.exists() and json.loads(written.read_text()) == found):
+        about = environment(torch.device("cpu"))
+        about.pop("run", None)  # of the suites
+        append(results_file(about["device"]), [{"kind": "evidence", **row, "config": asdict(config), **about} for row in found])
+        write_json(written, found)
+    below = failures(found, config.data) if given.check else []
+    for line in below:
+        print(f"below its floor: {line}")
+    return 1 if below else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
