@@ -6,10 +6,12 @@ from .evaluate import evaluate
 from .forward import forward_sparse
 from .inversion import invert, invert_batches
 from .losses import default_losses
+from .quantization import load_quantized, quantize
 from .schedules import Event, Schedule
 from .settings import Iteration
 from .sparse_images import SparseImages
 from .version import __version__
+from .wrappers import accelerate, drop_in
 
 __all__ = [
     "Event",
@@ -19,10 +21,14 @@ __all__ = [
     "Schedule",
     "SparseImages",
     "__version__",
+    "accelerate",
     "default_losses",
     "distill",
+    "drop_in",
     "evaluate",
     "forward_sparse",
     "invert",
     "invert_batches",
+    "load_quantized",
+    "quantize",
 ]

@@ -63,7 +63,7 @@ WEIGHTS = [
     click.option("--std", type=Fractions(), help="Their standard deviation."),
 ]
 SCHEDULE = [
-    click.option("--iterations", default=PUBLISHED_ITERATIONS, help="Updates per batch."),
+    click.option("--iterations", type=int, help=f"Updates per batch; as published when absent: {PUBLISHED_ITERATIONS}, psaq 1000, gaussian none."),
     click.option("--prune-at", type=Numbers(), help="smi: iterations of the prune events; the published ones, scaled, when absent."),
     click.option("--prune-ratio", type=float, help="smi: share of the active patches dropped at each event; 0.3 when absent."),
     click.option("--division", type=int, help="pri: images per trajectory; 7 when absent."),
@@ -143,12 +143,13 @@ def smi(traceback) -> None:
     click.option("--num-images", "-n", default=32, help="Finished images."),
     MODEL,
     WEIGHTS,
-    click.option("--method", default="pri", help="dense, smi or pri."),
+    click.option("--method", default="pri", help="dense, smi, pri, psaq, or gaussian (noise)."),
     SCHEDULE,
     BATCH,
+    click.option("--losses", type=click.Choice(["default", "psaq"]), help="psaq: PSAQ-ViT's with any method; the method's own when absent."),
     click.option("--labels", type=Numbers(), help="Classes to invert, cycled; drawn from the seed when absent."),
     click.option("--importance", default="cls_attention", help="cls_attention or random."),
-    click.option("--tv-weight", default=TV_WEIGHT, help="Weight of the total variation."),
+    click.option("--tv-weight", type=float, help=f"Weight of the total variation; {TV_WEIGHT:g} when absent."),
     click.option("--flip/--no-flip", default=None, help="Whether mirror images keep their class; the model's own when absent."),
     SEED,
     click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one when absent."),
@@ -290,12 +291,39 @@ def evaluate(folder, model, image_size, checkpoint, random_weights, mean, std, v
 
 
 @smi.command()
+@options(
+    click.option("--images", required=True, help="A folder of sparse images; or digits, cifar10 or a path: real ones of the training split."),
+    click.option("--w-bits", "weight_bits", default=8, help="Bits of the weights, 2 to 8."),
+    click.option("--a-bits", "activation_bits", default=8, help="Bits of the activations, 2 to 8."),
+    click.option("--eval", "evaluation", help="Real images on which accuracy is measured: digits, cifar10 or a path."),
+    click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder for the model: int8 where both are 8 bits, else the simulation."),
+    MODEL,
+    WEIGHTS,
+    click.option("--num-images", "-n", type=int, help="Images to calibrate with, the first ones; all when absent."),
+    click.option("--ranges", default="minmax", help="Of the activations: minmax, percentile or mse."),
+    click.option("--percentile", default=99.9, help="--ranges percentile: so many percent above the lower end, as many below the upper."),
+    click.option("--weight-ranges", default="minmax", help="minmax or mse."),
+    click.option("--attention", is_flag=True, help="Quantise both sides of attention's two products as well."),
+    FORCE,
+    AS_JSON,
+)
+def quantize(images, model, image_size, checkpoint, random_weights, as_json, **settings) -> None:
+    """Quantise a ViT, calibrated with synthetic images."""
+    from .checkpoints import load_model
+    from .quantization.command import print_quantized, run_quantize
+
+    teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
+    result = run_quantize(teacher, images, **settings)
+    print(json.dumps(result)) if as_json else print_quantized(result)
+
+
+@smi.command()
 @options(MODEL, click.option("--method", help="dense, smi or pri; all of them when absent."), SCHEDULE, BATCH, AS_JSON)
 def cost(model, image_size, method, iterations, batch_size, as_json, **settings) -> None:
     """FLOPs and memory of the methods, by the published rule and honestly, and PRI's theorem."""
     from .tables import cost_table, print_cost
 
-    table = cost_table(model, image_size, method, iterations, batch_size, settings)
+    table = cost_table(model, image_size, method, PUBLISHED_ITERATIONS if iterations is None else iterations, batch_size, settings)
     print(json.dumps(table)) if as_json else print_cost(table)
 
 
