@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help demo test lint kernels bench bench-quick bench-check gpu cpu-attention teacher clean
+.PHONY: help demo test lint kernels bench bench-quick bench-check gpu gpu-tune cpu-attention teacher clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -38,6 +38,9 @@ bench-check: $(VENV)/installed ## fail if something regressed: FLOPs, bytes kept
 
 gpu: ## on a CUDA machine, with its own python3: check and time kernels, steps, whole runs and memory (about 8 minutes)
 	$(PYTHON) -m bench.gpu && $(PYTHON) -m bench.verified
+
+gpu-tune: ## on a CUDA machine, with its own python3: time candidate tiles, write this GPU's tile table (TUNE="--only attention" for some)
+	$(PYTHON) -m bench.tune $(TUNE)
 
 cpu-attention: $(VENV)/installed ## attention on the CPU beside PyTorch's own
 	$(RUN) bench.cpu_attention

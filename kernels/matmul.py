@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import tuned
 from .compile_case import CompileCase
 
 RSQRT_2 = tl.constexpr(0.7071067811865476)
@@ -62,6 +63,11 @@ def choose(table: Table, M: int, N: int, device: torch.device, dtype: torch.dtyp
         return waves * (tile.BM * tile.BN + OPERAND_COST * (tile.BM + tile.BN))
 
     return min(table[architecture, dtype.itemsize], key=cost)
+
+
+def timed(operation: str, kernel: str, chosen: Tile, M: int, N: int, K: int, x: torch.Tensor) -> Tile:
+    """The tile that was timed for this N and K and about this M, where one was on the device of x, else the chosen one."""
+    return tuned.tile(operation, f"{kernel}/{N}x{K}/m{triton.next_power_of_2(M)}/{x.itemsize}", chosen, x.device)
 
 
 def grid(tile: Tile, M: int, N: int) -> tuple[int]:

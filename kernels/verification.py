@@ -98,9 +98,10 @@ def installed(package: str) -> str:
 
 
 def identity(operation: str, device: torch.device) -> dict[str, str]:
-    """All on which a verdict depends: another value of any of these asks for a new check. source: what is shared, the operation, csrc."""
+    """All on which a verdict depends: another value of any asks for a new check. source: the operation, what is shared, timed tiles, csrc."""
     kernels = Path(__file__).parent
-    sources = [*kernels.glob("*.py"), *(kernels / operation).glob("*.py"), *(p for p in (kernels.parent / "csrc").glob("*") if p.is_file())]
+    shared = [*kernels.glob("*.py"), *kernels.glob("tiles/*.json"), *(p for p in (kernels.parent / "csrc").glob("*") if p.is_file())]
+    sources = [*shared, *(kernels / operation).glob("*.py")]
     digest = hashlib.sha256()
     for path in sorted(sources):
         digest.update(path.read_bytes())

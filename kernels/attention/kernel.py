@@ -284,7 +284,7 @@ def forward(qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: fl
     new = qkv.new_empty if lengths is None else qkv.new_zeros  # kernels write no row past a length
     out, lse = new(batch, n, heads * width), new(batch, heads, n, dtype=torch.float32)
     if batch:
-        tile = tiles.forward(n, width, qkv.dtype)
+        tile = tiles.forward(n, width, qkv)
         attention_fwd[(triton.cdiv(n, tile.BT) * batch * heads,)](
             qkv, index, lengths, out, lse, heads, n, scale, *qkv.stride()[:4],
             BT=tile.BT, BS=tile.BS, ONE_TILE=n <= tile.BS, **shared_arguments(index, lengths, width),
@@ -305,7 +305,7 @@ def backward(grad: Tensor, qkv: Tensor, index: Tensor | None, lengths: Tensor | 
         return dqkv
     constants = shared_arguments(index, lengths, width)
     sizes = heads, n, rows, scale, *qkv.stride()[:4]
-    tile = tiles.backward(n, width, qkv.dtype, qkv.device)
+    tile = tiles.backward(n, width, qkv)
     if tile is not None:
         attention_bwd[(batch * heads,)](
             qkv, index, lengths, lse, grad, dqkv, *sizes,
@@ -314,12 +314,12 @@ def backward(grad: Tensor, qkv: Tensor, index: Tensor | None, lengths: Tensor | 
         )  # fmt: skip
         return dqkv
     delta = torch.empty_like(lse)
-    tile = tiles.queries(width, qkv.dtype)
+    tile = tiles.queries(width, qkv)
     attention_bwd_queries[(triton.cdiv(n, tile.BT) * batch * heads,)](
         qkv, index, lengths, out, lse, grad, dqkv, delta, *sizes,
         BT=tile.BT, BS=tile.BS, **constants, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    tile = tiles.keys(width, qkv.dtype)
+    tile = tiles.keys(width, qkv)
     attention_bwd_keys[(triton.cdiv(n, tile.BS) * batch * heads,)](
         qkv, index, lengths, lse, grad, dqkv, delta, *sizes,
         BT=tile.BT, BS=tile.BS, **constants, num_warps=tile.warps, num_stages=tile.stages,

@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 import torch
 
+from .. import tuned
 from ..compile_case import CompileCase
 
 WIDEST = 128  # elements of a head
+OLDEST = 80  # architecture, capability times 10
 
 
 class Tile(NamedTuple):
@@ -28,7 +30,7 @@ class Entry(NamedTuple):
 
     n: int  # tokens
     tile: Tile
-    oldest: int = 80
+    oldest: int = OLDEST
 
 
 ANY = 1 << 30  # tokens
@@ -99,7 +101,7 @@ def _key(width: int, dtype: torch.dtype) -> tuple[int, int]:
     return padded_width(width), dtype.itemsize
 
 
-def _architecture(device: torch.device) -> int:
+def architecture_of(device: torch.device) -> int:
     """Capability times 10; that of the newest tiles where kernels are interpreted."""
     if device.type != "cuda":
         return 90
@@ -107,26 +109,34 @@ def _architecture(device: torch.device) -> int:
     return 10 * major + minor
 
 
-def _first(entries: tuple[Entry, ...], n: int, architecture: int) -> Entry | None:
+def first(entries: tuple[Entry, ...], n: int, architecture: int) -> Entry | None:
+    """The entry for n tokens on an architecture; None if there is none."""
     return next((entry for entry in entries if n <= entry.n and entry.oldest <= architecture), None)
 
 
-def forward(n: int, width: int, dtype: torch.dtype) -> Tile:
-    return next(entry.tile for entry in FORWARD[_key(width, dtype)] if n <= entry.n)
+def _tuned(kernel: str, width: int, x: torch.Tensor, built_in: Tile) -> Tile:
+    return tuned.tile("attention", f"{kernel}/d{padded_width(width)}/{x.itemsize}", built_in, x.device)
 
 
-def backward(n: int, width: int, dtype: torch.dtype, device: torch.device) -> Tile | None:
+def forward(n: int, width: int, x: torch.Tensor) -> Tile:
+    """For n tokens of heads of this width of numbers like x."""
+    entry = first(FORWARD[_key(width, x.dtype)], n, OLDEST)
+    most = entry.n if entry.n < ANY else 1 << (n - 1).bit_length()  # longer ones by powers of two
+    return _tuned(f"fwd-n{most}", width, x, entry.tile)
+
+
+def backward(n: int, width: int, x: torch.Tensor) -> Tile | None:
     """The tile of the single pass; None where n tokens take the pair."""
-    entry = _first(BACKWARD[_key(width, dtype)], n, _architecture(device))
-    return entry.tile if entry else None
+    entry = first(BACKWARD[_key(width, x.dtype)], n, architecture_of(x.device))
+    return _tuned(f"bwd-n{entry.n}", width, x, entry.tile) if entry else None
 
 
-def queries(width: int, dtype: torch.dtype) -> Tile:
-    return QUERIES[_key(width, dtype)]
+def queries(width: int, x: torch.Tensor) -> Tile:
+    return _tuned("bwd-queries", width, x, QUERIES[_key(width, x.dtype)])
 
 
-def keys(width: int, dtype: torch.dtype) -> Tile:
-    return KEYS[_key(width, dtype)]
+def keys(width: int, x: torch.Tensor) -> Tile:
+    return _tuned("bwd-keys", width, x, KEYS[_key(width, x.dtype)])
 
 
 def _case(name: str, kernel: Callable, number: str, width: int, tile: Tile, gathered: bool, constants: dict, on: tuple | None = None) -> CompileCase:
@@ -152,11 +162,12 @@ def _case(name: str, kernel: Callable, number: str, width: int, tile: Tile, gath
 
 
 def compile_cases(kernels: dict[str, Callable]) -> list[CompileCase]:
-    """Cases of kernels "forward", "backward", "queries", "keys" in every tile, plain and gathered; and a padded head, 80 of 128, in bf16."""
+    """Cases of kernels "forward", "backward", "queries", "keys" in every tile: bf16 plain and gathered; float32 and a padded head, 80 of 128, in
+    bf16, gathered alone, which needs the most registers."""
     cases = []
     for width, number in [(w, number) for number in ("bf16", "fp32") for w in WIDTHS] + [(80, "bf16")]:
         key = padded_width(width), 2 if number == "bf16" else 4
-        for gathered in (False, True):
+        for gathered in (False, True) if number == "bf16" and width in WIDTHS else (True,):
             for entry in FORWARD[key]:
                 constants = {"ONE_TILE": entry.n <= entry.tile.BS}
                 name = f"fwd-n{entry.n if entry.n < ANY else 'any'}"
@@ -164,7 +175,7 @@ def compile_cases(kernels: dict[str, Callable]) -> list[CompileCase]:
             for entry in BACKWARD[key]:
                 tile = entry.tile
                 constants = {"BE": tile.BE, "NS": -(-entry.n // tile.BS), "ONE_TILE": entry.n <= tile.BT}
-                on = tuple(a for a in ARCHITECTURES if _first(BACKWARD[key], entry.n, a) is entry)
+                on = tuple(a for a in ARCHITECTURES if first(BACKWARD[key], entry.n, a) is entry)
                 name = f"bwd-n{entry.n}" + (f"-sm{on[0]}" if on != ARCHITECTURES else "")
                 cases.append(_case(name, kernels["backward"], number, width, tile, gathered, constants, on))
             cases.append(_case("bwd-queries", kernels["queries"], number, width, QUERIES[key], gathered, {}))

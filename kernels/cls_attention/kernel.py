@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import tuned
 from ..compile_case import CompileCase
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -170,10 +171,11 @@ def strided(q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     return q, kv, (*q.stride()[:3], *kv.stride()[:4])
 
 
-def tile(width: int, tokens: int) -> tuple[dict, int]:
-    """Constants for heads of this width and that many tokens, and warps."""
+def tile(kernel: str, q: Tensor, tokens: int) -> tuple[dict, int]:
+    """Constants of kernel "fwd" or "bwd" for queries q [B, P, H, D] and so many tokens, and warps."""
+    queries, width = q.shape[1], q.shape[3]
     BD = next(w for w in TILES if width <= w)
-    BT, warps = TILES[BD]
+    BT, warps = tuned.tile("cls_attention", f"{kernel}/d{BD}/{q.itemsize}/{'one' if queries == 1 else 'few'}", TILES[BD], q.device)
     return {"D": width, "BD": BD, "BT": BT, "ONE_TILE": tokens <= BT}, warps
 
 
@@ -186,7 +188,7 @@ def forward(q: Tensor, kv: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor
     row = q.new_empty(batch, tokens, dtype=torch.float32)
     weights = q.new_empty(batch, heads, queries, tokens, dtype=torch.float32)
     if batch:
-        constants, warps = tile(width, tokens)
+        constants, warps = tile("fwd", q, tokens)
         cls_attention_fwd[(batch * heads,)](q, kv, out, weights, heads, tokens, scale, *strides, P=queries, **constants, num_warps=warps)
         BT = min(256, triton.next_power_of_2(tokens))
         cls_attention_row[(batch * triton.cdiv(tokens, BT),)](weights, row, heads, queries, tokens, BT=BT, num_warps=1)
@@ -201,7 +203,7 @@ def backward(grad: Tensor | None, grad_row: Tensor | None, q: Tensor, kv: Tensor
     dq, dkv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, kv))
     if batch:
         grad, grad_row = (None if g is None else g.contiguous() for g in (grad, grad_row))
-        constants, warps = tile(width, tokens)
+        constants, warps = tile("bwd", q, tokens)
         cls_attention_bwd[(batch * heads,)](
             q, kv, weights.contiguous(), grad, grad_row, dq, dkv, heads, tokens, scale, *strides,
             P=queries, **constants, HAS_GRAD=grad is not None, HAS_ROW=grad_row is not None, num_warps=warps,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import tuned
 from ..compile_case import CompileCase
 
 PROGRAMS = 768  # of the sum's first stage: about the 6 that fit on each multiprocessor of an H200; fixed, so that all devices add in the same order
@@ -192,17 +193,18 @@ def unsupported(function: str, *args) -> str | None:
     return None
 
 
-def tile(shape: torch.Size, index: Tensor | None, patch_size: int) -> tuple[tuple[int, int, int], dict[str, int]]:
-    """Grid and tile sizes of a pass over the active pixels of a batch of this shape [B, C, H, W]."""
-    batch, channels, height, width = shape
+def tile(kernel: str, images: Tensor, index: Tensor | None, patch_size: int) -> tuple[tuple[int, int, int], dict[str, int], int]:
+    """Grid, tile sizes and warps of a kernel that passes over the active pixels of images [B, C, H, W]."""
+    batch, channels, height, width = images.shape
     if index is None:
-        BR, BE = STRIP
+        BR, BE, warps = tuned.tile("image_step", f"{kernel}/all", (*STRIP, WARPS), images.device)
         rows, elements = channels * height, width
     else:
         rows, elements = index.shape[1] * channels, patch_size**2
-        BE = min(ELEMENTS, triton.next_power_of_2(elements))
-        BR = ELEMENTS // BE
-    return (triton.cdiv(elements, BE), triton.cdiv(rows, BR), batch), {"BR": BR, "BE": BE}
+        most, warps = tuned.tile("image_step", f"{kernel}/p{patch_size}", (ELEMENTS, WARPS), images.device)
+        BE = min(most, triton.next_power_of_2(elements))
+        BR = most // BE
+    return (triton.cdiv(elements, BE), triton.cdiv(rows, BR), batch), {"BR": BR, "BE": BE}, warps
 
 
 def logarithm(beta: float) -> float:
@@ -221,15 +223,15 @@ def forward(
     index, norms = None if index is None else index.contiguous(), None if norms is None else norms.contiguous()
     use_tv = tv_weight != 0
     target = out if out is not None else torch.empty_like(images) if use_tv else images
-    grid, sizes = tile(images.shape, index, patch_size)
+    grid, sizes, warps = tile("adam", images, index, patch_size)
     sizes |= dict(zip(("CHANNELS", "HEIGHT", "WIDTH"), images.shape[1:], strict=True)) | {"PATCH": patch_size, "USE_INDEX": index is not None}
     n, some_index = (0, step) if index is None else (index.shape[1], index)
     adam_step[grid](
         images, grad, exp_avg, exp_avg_sq, target, step, low, high, some_index, norms if use_tv else low, n, tv_weight, lr,
-        BETA1=beta1, BETA2=beta2, LOG_BETA1=logarithm(beta1), LOG_BETA2=logarithm(beta2), EPS=eps, USE_TV=use_tv, **sizes, num_warps=WARPS,
+        BETA1=beta1, BETA2=beta2, LOG_BETA1=logarithm(beta1), LOG_BETA2=logarithm(beta2), EPS=eps, USE_TV=use_tv, **sizes, num_warps=warps,
     )  # fmt: skip
     if out is None and use_tv:
-        copy_pixels[grid](target, images, some_index, n, **sizes, num_warps=WARPS)
+        copy_pixels[grid](target, images, some_index, n, **sizes, num_warps=warps)
 
 
 def tv_norms(images: Tensor) -> Tensor:
@@ -251,10 +253,10 @@ def tv_norms_backward(images: Tensor, norms: Tensor, grad_norms: Tensor) -> Tens
     images = images.contiguous()
     grad = torch.empty_like(images)
     if images.numel():
-        grid, sizes = tile(images.shape, None, 1)
+        grid, sizes, warps = tile("tv_norms_bwd", images, None, 1)
         channels, height, width = images.shape[1:]
         tv_norms_bwd[grid](
-            images, norms.contiguous(), grad_norms.contiguous(), grad, CHANNELS=channels, HEIGHT=height, WIDTH=width, **sizes, num_warps=WARPS
+            images, norms.contiguous(), grad_norms.contiguous(), grad, CHANNELS=channels, HEIGHT=height, WIDTH=width, **sizes, num_warps=warps
         )
     return grad
 
@@ -266,7 +268,7 @@ def compile_cases() -> list[CompileCase]:
     strip, f32 = {"BR": STRIP[0], "BE": STRIP[1]}, "*fp32"
     cases = []
     for patch in (0, 4, 8, 14, 16, 32):
-        _, sizes = tile((1, 3, 224, 224), torch.empty(1, 46) if patch else None, patch)
+        _, sizes, _ = tile("adam", torch.empty(1, 3, 224, 224, device="meta"), torch.empty(1, 46, device="meta") if patch else None, patch)
         name = f"p{patch}" if patch else "all"
         sizes |= image | {"PATCH": patch or 16, "USE_INDEX": patch > 0}
         types = {f"p_{x}": f32 for x in ("images", "grad", "avg", "avg_sq", "out", "low", "high", "norms")}

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import tuned
 from ..compile_case import CompileCase
 
 # A program takes whole rows: BD columns, d rounded up to a power of two. Rows BR per program and warps, by BD: about 2048 elements per 4 warps
@@ -80,10 +81,10 @@ def unsupported(function: str, *args) -> str | None:
     return f"its rows have {d} columns, {max(TILES)} at most fit" if d > max(TILES) else None
 
 
-def tile(d: int) -> tuple[int, int, int]:
-    """BD, BR and warps for rows of d columns."""
+def tile(kernel: str, d: int, x: Tensor) -> tuple[int, int, int]:
+    """BD, BR and warps of kernel "fwd" or "bwd" for rows of d columns of numbers like x."""
     columns = max(min(TILES), triton.next_power_of_2(d))
-    return columns, *TILES[columns]
+    return columns, *tuned.tile("layer_norm", f"{kernel}/d{columns}/{x.itemsize}", TILES[columns], x.device)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,7 +96,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual
     mean = y.new_empty(x.shape[:-1], dtype=torch.float32)
     rstd = torch.empty_like(mean)
     if rows:
-        BD, BR, warps = tile(d)
+        BD, BR, warps = tile("fwd", d, x)
         x, weight = x.contiguous(), weight.contiguous()
         residual, bias = None if residual is None else residual.contiguous(), None if bias is None else bias.contiguous()
         layer_norm_fwd[(triton.cdiv(rows, BR),)](
@@ -112,7 +113,7 @@ def backward(grad_y: Tensor, grad_s: Tensor | None, s: Tensor, weight: Tensor, m
     rows = s.numel() // d
     dx = torch.empty(s.shape, dtype=s.dtype, device=s.device)
     if rows:
-        BD, BR, warps = tile(d)
+        BD, BR, warps = tile("bwd", d, s)
         grad_y, s, weight = grad_y.contiguous(), s.contiguous(), weight.contiguous()
         grad_s = None if grad_s is None else grad_s.contiguous()
         layer_norm_bwd[(triton.cdiv(rows, BR),)](

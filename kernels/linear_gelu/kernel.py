@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..compile_case import CompileCase
-from ..matmul import TILES, Table, Tile, activate, cases, choose, grid, halves, launch_options, product, slope, tile_position
+from ..matmul import TILES, Table, Tile, activate, cases, choose, grid, halves, launch_options, product, slope, tile_position, timed
 
 # The derivative is taken in registers, of a BM x BK tile: steps of 32 instead of 64, or it spills (compile gate); 4 bytes as in TILES.
 BACKWARD_TILES: Table = TILES | {
@@ -87,7 +87,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, kee
     h = torch.empty_like(y) if keep else y.new_empty(0)
     M = y.numel() // N
     if M:
-        tile = choose(TILES, M, N, x.device, x.dtype)
+        tile = timed("linear_gelu", "fwd", choose(TILES, M, N, x.device, x.dtype), M, N, K, x)
         linear_gelu_fwd[grid(tile, M, N)](
             x, weight, weight if bias is None else bias, y, h if keep else y, M, N, K, **launch_options(tile, K, x.dtype),
             ACTIVATION=activation, HAS_BIAS=bias is not None, STORE_H=keep,
@@ -102,7 +102,7 @@ def backward(grad_y: Tensor, h: Tensor, weight: Tensor, activation: str) -> Tens
     dx = torch.empty(*h.shape[:-1], N, dtype=h.dtype, device=h.device)
     M = h.numel() // K
     if M:
-        tile = choose(BACKWARD_TILES, M, N, h.device, h.dtype)
+        tile = timed("linear_gelu", "bwd", choose(BACKWARD_TILES, M, N, h.device, h.dtype), M, N, K, h)
         linear_gelu_bwd[grid(tile, M, N)](grad_y, h, weight, dx, M, N, K, **launch_options(tile, K, h.dtype), ACTIVATION=activation)
     return dx
 

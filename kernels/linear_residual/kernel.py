@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..compile_case import CompileCase
-from ..matmul import TILES, Table, Tile, cases, choose, grid, halves, launch_options, product, slope, tile_position
+from ..matmul import TILES, Table, Tile, cases, choose, grid, halves, launch_options, product, slope, tile_position, timed
 from .stock import backward
 
 # The derivative needs registers: 128 x 256, and 128 x 128 by 4 warps, spill on sm_90, 64 x 64 in steps of 32 on sm_100 (compile gate).
@@ -76,7 +76,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, ga
     y = torch.empty(residual.shape, dtype=x.dtype, device=x.device)
     M = y.numel() // N
     if M:
-        tile = choose(TILES, M, N, x.device, x.dtype)
+        tile = timed("linear_residual", "fwd", choose(TILES, M, N, x.device, x.dtype), M, N, K, x)
         linear_residual_fwd[grid(tile, M, N)](
             x, weight, weight if bias is None else bias.contiguous(), weight if gamma is None else gamma.contiguous(), residual, y, M, N, K,
             **launch_options(tile, K, x.dtype), HAS_BIAS=bias is not None, HAS_GAMMA=gamma is not None,
@@ -92,7 +92,7 @@ def backward_gelu(grad_y: Tensor, weight: Tensor, gamma: Tensor | None, h: Tenso
     dh = torch.empty(h.shape, dtype=h.dtype, device=h.device)
     M = h.numel() // N
     if M:
-        tile = choose(BACKWARD_TILES, M, N, h.device, h.dtype)
+        tile = timed("linear_residual", "bwd_gelu", choose(BACKWARD_TILES, M, N, h.device, h.dtype), M, N, K, h)
         options = launch_options(tile, K, h.dtype)
         linear_residual_bwd_gelu[grid(tile, M, N)](grad_y, weight.contiguous(), h, dh, M, N, K, **options, ACTIVATION=activation)
     return dh

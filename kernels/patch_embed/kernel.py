@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import tuned
 from ..compile_case import CompileCase
 
 # Tiles: tokens BT, model dimensions BD, patch pixels BK, warps, stages. Forward sums over BK, backward over BD.
@@ -156,10 +157,11 @@ def unsupported(function: str, *args) -> str | None:
     return "it has 2^31 tokens, weights or pixels in one image, or more" if largest >= 2**31 else None
 
 
-def tile(tiles: dict, dtype: torch.dtype, elements: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Tile sizes and launch options for a result of so many elements."""
-    name = "float32" if dtype == torch.float32 else "large" if elements >= LARGE_FROM else "small"
-    BT, BD, BK, warps, stages = tiles[name]
+def tile(kernel: str, weight: Tensor, elements: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Tile sizes and launch options of kernel "fwd" or "bwd" for a result of so many elements."""
+    name = "float32" if weight.dtype == torch.float32 else "large" if elements >= LARGE_FROM else "small"
+    built_in = (FORWARD_TILES if kernel == "fwd" else BACKWARD_TILES)[name]
+    BT, BD, BK, warps, stages = tuned.tile("patch_embed", f"{kernel}/{name}", built_in, weight.device)
     return {"BT": BT, "BD": BD, "BK": BK}, {"num_warps": warps, "num_stages": stages}
 
 
@@ -180,7 +182,7 @@ def forward(
     tokens = torch.empty(batch, count + n, d, dtype=weight.dtype, device=images.device)
     rows = batch * (count + n)
     if rows:
-        sizes, options = tile(FORWARD_TILES, weight.dtype, rows * d)
+        sizes, options = tile("fwd", weight, rows * d)
         images, index, weight = images.contiguous(), index.contiguous(), weight.contiguous()
         bias, position, prefix, augmentation = (None if x is None else x.contiguous() for x in (bias, position, prefix, augmentation))
         absent = weight  # any pointer: its flag keeps it from being read
@@ -212,7 +214,7 @@ def backward(
     images = make(batch, channels, height, width, dtype=dtype, device=grad_tokens.device)
     rows = batch * n
     if rows:
-        sizes, options = tile(BACKWARD_TILES, weight.dtype, rows * weight.shape[1])
+        sizes, options = tile("bwd", weight, rows * weight.shape[1])
         grad_tokens, index, weight = grad_tokens.contiguous(), index.contiguous(), weight.contiguous()
         patch_embed_bwd[(triton.cdiv(rows, sizes["BT"]) * triton.cdiv(weight.shape[1], sizes["BK"]),)](
             grad_tokens, index, weight, index if augmentation is None else augmentation.contiguous(), images, batch, n, d,

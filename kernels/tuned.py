@@ -1,0 +1,77 @@
+"""Tiles that were timed on a kind of GPU: `tiles/DEVICE.json`, written by `python -m bench.tune`, put in the place of a kernel's own.
+
+A tile has a slot: its operation and a name that says which kernel, number and sizes it is for. A launcher asks for
+`tile(operation, slot, built_in, device)` and gets what was measured on that device or, where nothing was, the built-in one. The table of a device is
+read once, when it is first asked for.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+FOLDER = Path(__file__).parent / "tiles"
+Tile = TypeVar("Tile", bound=tuple)
+
+
+@dataclass
+class Trial:
+    """A slot that is being tried. numbers: its tile, the built-in one where None. built_in: set when a launcher asked for the slot."""
+
+    operation: str
+    slot: str
+    numbers: tuple | None
+    built_in: tuple | None = None
+
+
+_trial: ContextVar[Trial | None] = ContextVar("trial", default=None)
+
+
+def path_of(device_name: str) -> Path:
+    """For example tiles/nvidia-h200.json."""
+    return FOLDER / (re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".json")
+
+
+def read(path: Path) -> dict[str, dict[str, dict]]:
+    """Operation -> slot -> its row of a table: `tile`, and how it was found; nothing where there is no file."""
+    return json.loads(path.read_text())["operations"] if path.exists() else {}
+
+
+@cache
+def table(device: torch.device) -> dict[tuple[str, str], tuple]:
+    """The tiles of a device by operation and slot; none on the CPU."""
+    if device.type != "cuda":
+        return {}
+    rows = read(path_of(torch.cuda.get_device_name(device)))
+    return {(operation, slot): tuple(row["tile"]) for operation, slots in rows.items() for slot, row in slots.items()}
+
+
+def tile(operation: str, slot: str, built_in: Tile, device: torch.device) -> Tile:
+    """The tile of a slot on a device, of the built-in one's type."""
+    tried = _trial.get()
+    if tried is not None and (tried.operation, tried.slot) == (operation, slot):
+        tried.built_in = tuple(built_in)
+        found = tried.numbers
+    else:
+        found = table(device).get((operation, slot))
+    if found is None:
+        return built_in
+    return built_in._make(found) if hasattr(built_in, "_make") else tuple(found)
+
+
+@contextmanager
+def trial(operation: str, slot: str, numbers: tuple | None = None) -> Iterator[Trial]:
+    """Within it, in this thread, that slot has these numbers, whatever the table says: how candidates are tried."""
+    tried = Trial(operation, slot, numbers)
+    token = _trial.set(tried)
+    try:
+        yield tried
+    finally:
+        _trial.reset(token)
