@@ -1,0 +1,78 @@
+"""Whether the engines make the same images: whole runs on the embedded teacher by the reference in float32 and float64, and by the fused engine.
+
+    python -m bench.agreement                  SMI and PRI v = 4, three seeds; appends to bench/results/<device>.jsonl
+
+Optimisation of noise amplifies rounding, so runs drift apart however small the difference: the reference in float64 beside the reference in float32
+shows how far rounding alone carries. Final losses and agreement are means over trajectories, seeds and the last tenth of the iterations.
+"""
+
+import argparse
+import statistics
+
+from torch import nn
+
+import smi
+from smi.checkpoints import load_model
+from smi.forward import forward_sparse
+from smi.sparse_images import SparseImages
+
+from .gpu import append, results_file
+from .methods import conditions
+from .table import print_table
+
+SIDES = {
+    "reference float32": {"engine": "reference", "dtype": "float32"},
+    "reference float64": {"engine": "reference", "dtype": "float64"},
+    "fused float32": {"engine": "fused", "dtype": "float32"},
+    "fused bfloat16": {"engine": "fused", "dtype": "bfloat16"},
+}
+METHODS = {"smi": {"method": "smi"}, "pri v=4": {"method": "pri", "division": 4}}
+BASE = "reference float32"
+
+
+def one(teacher: nn.Module, method: dict, side: dict, iterations: int, images: int, seed: int) -> tuple[SparseImages, float, float]:
+    """The images of a run, its mean loss over the last tenth, and the share that the teacher recognises."""
+    losses: list[float] = []
+
+    def keep(at) -> None:
+        if at.iteration >= 0.9 * iterations:
+            losses.append(at.loss)
+
+    settings = {"num_images": images, "iterations": iterations, "labels": list(range(10)), "seed": seed, "progress": False, "on_iteration": keep}
+    made = smi.invert(teacher, **method, **side, **settings)
+    recognised = (forward_sparse(teacher, made).argmax(1) == made.labels).float().mean().item()
+    return made, statistics.fmean(losses), recognised
+
+
+def shared(a: SparseImages, b: SparseImages) -> float:
+    """Share of the retained patches of b that a retains too, image by image."""
+    same = [len(set(x) & set(y)) / len(x) for x, y in zip(a.index.tolist(), b.index.tolist(), strict=True)]
+    return statistics.fmean(same)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=56)
+    parser.add_argument("--iterations", type=int, default=200)
+    given = parser.parse_args()
+    teacher, rows = load_model("digits"), []
+    for name, method in METHODS.items():
+        runs = {
+            side: [one(teacher, method, options, given.iterations, given.images, seed) for seed in range(given.seeds)]
+            for side, options in SIDES.items()
+        }
+        for side, made in runs.items():
+            patches = statistics.fmean(shared(a, b) for (a, _, _), (b, _, _) in zip(runs[BASE], made, strict=True))
+            loss, recognised = (statistics.fmean(run[i] for run in made) for i in (1, 2))
+            rows.append({"method": name, "side": side, "same_patches": patches, "loss": loss, "agreement": recognised, "seeds": given.seeds})
+            print(f"{name} {side}: patches {patches:.1%}, loss {loss:.3f}, agreement {recognised:.1%}", flush=True)
+    under = conditions("digits", given.iterations, given.images, given.seeds)
+    append(results_file(under["device"]["name"]), [{"kind": "agreement", **row, **under} for row in rows])
+    cells = [(r["method"], r["side"], f"{r['same_patches']:.1%}", f"{r['loss']:.3f}", f"{r['agreement']:.1%}") for r in rows]
+    title = f"embedded teacher, {given.images} images, {given.iterations} iterations, {given.seeds} seeds; patches as by {BASE}"
+    print_table(title, ("method", "engine", "same patches", "final loss", "agreement"), cells)
+
+
+if __name__ == "__main__":
+    main()
