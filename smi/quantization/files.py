@@ -1,6 +1,7 @@
 """Quantised models on disk: one JSON file of facts, one file of weights (safetensors, or torch.export's .pt2); nothing in them is run as code."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def load_quantized(folder: str | Path) -> QuantizedViT:
         return _load_int8(facts, weights, manifest) if manifest["kind"] == "int8" else _load_simulated(facts, weights)
     except InputError:
         raise
+    except ImportError as error:
+        raise InputError(f"reading a simulation needs torchao: pip install torchao ({error})") from error
     except Exception as error:  # a key or a file that is missing, truncated or of another kind
         raise InputError(f"{folder} is damaged: what {MANIFEST} names cannot be read ({type(error).__name__}: {error})") from error
 
@@ -55,4 +58,6 @@ def _load_simulated(facts: Facts, weights: Path) -> QuantizedViT:
 
     from .simulate import SimulatedViT
 
-    return SimulatedViT(facts, torch.export.load(weights).module(check_guards=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, about the memory that it reads weights from
+        return SimulatedViT(facts, torch.export.load(weights).module(check_guards=False))

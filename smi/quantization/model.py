@@ -77,7 +77,8 @@ class QuantizedViT(nn.Module):
 
     def forward(self, images: Images) -> Tensor:
         """images: normalised pixels [B, C, H, W], SparseImages, or (patches [B, n, C, p, p], index int64 [B, n])."""
-        return self.logits(*as_patches(self.facts, images))
+        patches, index = as_patches(self.facts, images)
+        return self.logits(patches, index) if len(patches) else torch.empty(0, self.facts.num_classes)
 
     def logits(self, patches: Tensor, index: Tensor) -> Tensor:
         raise NotImplementedError

@@ -91,6 +91,7 @@ def test_sparse_and_dense_of_any_size(model, simulated, sparse, images):
         pair = (sparse.patches[:1, :1], sparse.index[:1, :1])
         assert distance(simulated(pair), smi.forward_sparse(model, pair)) < 0.15
     torch.testing.assert_close(simulated(images)[2:3], simulated(images[2:3]))
+    assert simulated.int8()(images[:0]).shape == simulated(images[:0]).shape == (0, 5)
 
 
 def test_calibration_sees_retained_patches_only(model, sparse):
