@@ -58,7 +58,7 @@ def invert(
     writer = None if output is None else Writer(output, force=force)
     parts: list[SparseImages] = []
     try:
-        with show_progress(on_iteration, run.provenance["method"], shown=progress) as report:
+        with show_progress(on_iteration, "{method}, {engine} {dtype}".format(**run.provenance), shown=progress) as report:
             for part in run_batches(run, report):
                 parts.append(part)
                 if writer is not None:

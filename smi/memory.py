@@ -64,21 +64,19 @@ class PeakMemory(TorchDispatchMode):
 def step_memory(vit: ViT, batch: int, active: int, fused: torch.dtype | None = None) -> StepMemory:
     """Memory of one iteration of the default loss on `batch` trajectories with `active` patches each. fused: the fused engine's dtype, None for the
     reference engine."""
-    vit = vit.to("meta", vit.embed.weight.dtype)
+    device, vit = vit.device, vit.to("meta", vit.embed.weight.dtype)
     images = torch.empty(batch, vit.channels, *vit.image_size, device="meta", dtype=vit.embed.weight.dtype, requires_grad=True)
+    weights = sum(tensor.nbytes for tensor in vit.tensors())
+    if fused is not None:
+        weights += weights * fused.itemsize // images.itemsize * (2 if device.type == "cpu" else 1)  # laid out for both directions, or in its dtype
+        return StepMemory(weights, engine.pass_bytes(vit, batch, active, fused), STEP_BUFFERS * images.nbytes)
     index = torch.empty(batch, active, device="meta", dtype=torch.int64)
-    augmentation = torch.empty(3, device="meta", dtype=torch.int32)
     labels = torch.empty(batch, device="meta", dtype=torch.int64)
-    prepared = None if fused is None else engine.Fused(vit, fused)
     with PeakMemory() as memory:
-        if prepared is not None:
-            output, _, saved = prepared.forward(images.detach(), index, augmentation)
-            prepared.backward(saved, output.logits)
-        else:
-            output = engine.forward(vit, images, index, augmentation)
-            loss = sum(term(images, output.logits, labels) for term in default_losses())
-            torch.autograd.grad(loss, images)
-    return StepMemory(sum(tensor.nbytes for tensor in vit.tensors()), memory.peak, STEP_BUFFERS * images.nbytes)
+        output = engine.forward(vit, images, index, torch.empty(3, device="meta", dtype=torch.int32))
+        loss = sum(term(images, output.logits, labels) for term in default_losses())
+        torch.autograd.grad(loss, images)
+    return StepMemory(weights, memory.peak, STEP_BUFFERS * images.nbytes)
 
 
 def available_memory(device: torch.device) -> int:
@@ -112,7 +110,7 @@ def chunk_of(vit: ViT, schedule: Schedule, batch: int, limit: float, fused: torc
     fits = int((limit * 2**30 - images - (one.pass_peak * slack - each)) // each)
     if fits < 1:
         need = (images + one.pass_peak * slack) / 2**30
-        raise RunError(f"max_memory {limit:g} GiB does not hold one trajectory's pass beside the images of the batch: allow at least {need:.2f} GiB")
+        raise RunError(f"max_memory {limit:g} GiB does not hold one trajectory's pass beside the images of the batch: allow at least {need:.2g} GiB")
     return min(fits, batch)
 
 

@@ -220,6 +220,16 @@ class Fused:
         return grad
 
 
+def pass_bytes(vit: ViT, batch: int, active: int, dtype: torch.dtype) -> int:
+    """Bytes of a forward and backward pass on `batch` images with `active` patches: what is kept, and the results that pass through."""
+    block, d, tokens = vit.blocks[0], vit.embed_dim, vit.num_prefix + active
+    width, hidden = block.qkv.weight.shape[0] // 3, block.fc1.weight.shape[0]
+    kept = len(vit.blocks) * (3 * width + hidden + 2 * d + width)  # the last: attention's output, which only some versions read again
+    passing = 2 * hidden + 6 * width + 6 * d
+    pixels = 2 * active * vit.embed.weight.shape[1]
+    return batch * (tokens * (kept + passing) + pixels) * dtype.itemsize
+
+
 def _family(vit: ViT) -> ModuleType:
     """The layers for this device and dtype: C++ on the CPU where it can be had and nothing else is asked for."""
     if vit.device.type == "cpu" and backend() == "auto" and packed.unsupported(vit.embed.weight) is None:

@@ -1,10 +1,11 @@
 """The fused engine against the reference: logits, CLS row and pixel gradients, on every kind of model, by both families of layers."""
 
 import pytest
+import smi
 import torch
 from smi import engine
 from smi.engine.fused import Buffers, Fused
-from smi.errors import InputError
+from smi.errors import InputError, RunError
 from smi.kernels import frozen, packed
 from smi.models import describe
 
@@ -101,3 +102,89 @@ def test_16_bits(dtype):
 def test_float64_is_refused():
     with pytest.raises(InputError, match="engine='reference'"):
         Fused(describe(small_vit()), "float64")
+
+
+QUICK = {"iterations": 8, "progress": False, "num_images": 6, "labels": [0, 1, 2, 3]}
+
+
+@pytest.mark.parametrize("update", ["active", "all"])
+@pytest.mark.parametrize("method", [{"method": "dense"}, {"method": "smi"}, {"method": "pri", "division": 3}])
+def test_a_run_is_that_of_the_reference(method, update):
+    """Losses of every iteration, retained patches and pixels; the reference in float64, so that what differs is the fused engine's rounding."""
+    curves = {}
+    made = {}
+    for name, dtype in (("fused", "float32"), ("reference", "float64")):
+        curve = curves[name] = []
+        settings = {"engine": name, "dtype": dtype, "update": update, "on_iteration": lambda at, curve=curve: curve.append(at.loss)}
+        made[name] = smi.invert(small_vit(depth=3), **method, **settings, **QUICK)
+    assert made["fused"].provenance["engine"] == "fused"
+    torch.testing.assert_close(torch.tensor(curves["fused"]), torch.tensor(curves["reference"]), rtol=1e-3, atol=1e-4)
+    assert torch.equal(made["fused"].index, made["reference"].index)
+    close = (made["fused"].patches - made["reference"].patches).abs() < 1e-3
+    assert close.float().mean() > 0.98  # where a gradient is rounding, Adam's first steps take its sign
+
+
+def test_all_pixels_go_on_moving_only_if_asked():
+    noise = torch.randn(2, 3, 16, 16)
+    last = {}
+    for update in ("active", "all"):
+        watch = {"on_iteration": lambda at, update=update: last.__setitem__(update, (at.images.clone(), at.index.clone()))}
+        smi.invert(small_vit(), method="smi", update=update, init=noise, **{**QUICK, "num_images": 2}, **watch)
+    images, index = last["active"]
+    from smi.kernels.image_step.reference import pixel_mask
+
+    left = ~pixel_mask(index, (4, 4), 4).expand_as(images)
+    assert left.any()
+    assert ((last["all"][0] - images)[left] != 0).any()
+
+
+@pytest.mark.parametrize("method", [{"method": "smi"}, {"method": "pri", "division": 3}])
+@pytest.mark.parametrize("own_losses", [False, True])
+def test_a_batch_in_parts_gives_the_same(method, own_losses, monkeypatch):
+    """Also with a loss over the whole batch, whose gradient for one image depends on the others."""
+
+    def spread(images, logits, labels):
+        return torch.nn.functional.cross_entropy(logits, labels) - 0.1 * logits.std(0).sum() + 1e-3 * images.square().mean()
+
+    from smi import memory, settings
+
+    asked = []
+    monkeypatch.setattr(settings, "chunk_of", lambda *arguments: asked.append(memory.chunk_of(*arguments)) or 4)
+    losses = {"losses": [spread]} if own_losses else {}
+    whole = smi.invert(small_vit(depth=3), **method, **losses, **{**QUICK, "num_images": 18})
+    parts = smi.invert(small_vit(depth=3), **method, **losses, max_memory=1, **{**QUICK, "num_images": 18})
+    assert asked[0] == min(18, len(whole) // (3 if "division" in method else 1))
+    assert torch.equal(whole.index, parts.index)
+    torch.testing.assert_close(whole.patches, parts.patches, rtol=1e-3, atol=1e-3)
+
+
+def test_settings_that_do_not_fit_the_engine():
+    cases = [
+        ({"engine": "quick"}, "it must be fused or reference"),
+        ({"engine": "fused", "dtype": "float64"}, "not supported by the fused engine"),
+        ({"engine": "reference", "dtype": "bfloat16"}, "not supported by the reference engine"),
+        ({"update": "some"}, "update must be active or all"),
+        ({"max_memory": -1}, "max_memory must be a positive number"),
+        ({"max_memory": 1, "engine": "reference"}, "needs the fused engine"),
+        ({"method": "psaq", "engine": "fused"}, "only engine='reference' keeps"),
+    ]
+    for settings, message in cases:
+        with pytest.raises(InputError, match=message):
+            smi.invert(small_vit(), **{"method": "dense", **settings}, **QUICK)
+
+
+def test_too_little_memory_says_how_much_is_needed():
+    with pytest.raises(RunError, match=r"does not hold one trajectory's pass .* allow at least [0-9.e-]+ GiB"):
+        smi.invert(small_vit(), method="dense", max_memory=1e-6, **QUICK)
+
+
+def test_memory_estimate_is_near_what_static_memory_takes():
+    from smi.memory import step_memory
+
+    model = small_vit(img_size=64, embed_dim=96, depth=6)
+    vit, images, index, pull = problem(model, batch=4)
+    fused, buffers = Fused(vit, "float32"), Buffers()
+    _, _, saved = fused.forward(images, index, AUGMENTATION, buffers)
+    fused.backward(saved, pull)
+    taken = sum(tensor.nbytes for tensor in buffers.tensors.values())
+    assert 0.75 < taken / step_memory(vit, 4, 256, torch.float32).pass_peak < 1.2
