@@ -166,7 +166,7 @@ def exact_kept_bytes() -> dict[str, int]:
     """Bytes that one forward pass keeps for backward: eager, and every engine in both dtypes, by what it runs in, which depends on the machine."""
     found = {}
     model = measure.build_model(TINY, {"depth": 2}, torch.device("cpu"))
-    engines = dict.fromkeys(("reference", ours.DEFAULT_ENGINE))
+    engines = dict.fromkeys(("reference", ours.ENGINE))
     for active in (None, final_smi()):
         count = describe(model).num_patches if active is None else active
         where = f"deit_tiny of 2 blocks, batch 2, {count} patches"

@@ -155,7 +155,13 @@ def measure_whole(case: WholeCase, device: torch.device, seconds: float) -> list
             samples[key].append(synchronised(runs[key], device))
         if earnest or (time.perf_counter() - began) * (i + 2) / (i + 1) > seconds:
             break
-    return [whole_row(case, side, {length: samples[side, length] for length in case.lengths}, describe(model).num_patches) for side in case.sides]
+    vit = describe(model)
+    runs_in = {"ours": f"smi.invert, {ours.ENGINE} {ours.run_dtype(vit.device)}", "eager": "eager float32"}
+    found = []
+    for side in case.sides:
+        mine = {length: samples[side, length] for length in case.lengths}
+        found.append(whole_row(case, side, mine, vit.num_patches) | {"resolved": runs_in[side]})
+    return found
 
 
 def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], patches: int) -> dict:
@@ -171,7 +177,6 @@ def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], patch
         "method": case.title,
         "sparsity": schedule.sparsity,
         "side": side,
-        "resolved": ours.RUN_ENGINE if side == "ours" else "eager float32",
         "batch": case.batch,
         "images": case.images,
         "iterations": ITERATIONS,

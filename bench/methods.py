@@ -14,7 +14,7 @@ from smi.checkpoints import load_model
 from smi.demo import compare
 from smi.tables import info_table
 
-from .ours import RUN_ENGINE
+from .ours import ENGINE, run_dtype
 from .record import append, commit, results_file
 from .table import print_table
 
@@ -57,8 +57,8 @@ def conditions(model: str, iterations: int, batch_size: int, rounds: int) -> dic
         "iterations": iterations,
         "batch_size": batch_size,
         "rounds": rounds,
-        "engine": RUN_ENGINE,
-        "dtype": "float32",
+        "engine": ENGINE,
+        "dtype": run_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu")),
         "device": info["devices"][-1 if torch.cuda.is_available() else 0],
         "versions": info["versions"],
         **commit(),

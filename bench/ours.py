@@ -1,8 +1,6 @@
 """Our side of every comparison: one whole optimisation step, a whole run, and what a step keeps for backward."""
 
 from collections.abc import Callable
-from importlib.util import find_spec
-from inspect import signature
 
 import torch
 from smi.kernels.image_step import image_step
@@ -10,18 +8,18 @@ from torch import Tensor, nn
 
 import smi
 from smi import engine as engines
+from smi.engine.fused import choose_dtype
 from smi.losses import default_losses
 from smi.models import ViT, describe
 
 from .start import Start, make_start, restored
 
-DEFAULT_ENGINE = "fused" if find_spec("smi.engine.step") else "reference"  # rows say which
-RUN_ENGINE = "fused" if "engine" in signature(smi.invert).parameters else "reference"  # of whole runs
+ENGINE = "fused"  # the default of smi.invert, named so that it cannot turn into another unseen
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 def make_step(
-    model: nn.Module, batch: int, active: int, *, engine: str = DEFAULT_ENGINE, dtype: str = "auto", seed: int = 0, update: str = "active"
+    model: nn.Module, batch: int, active: int, *, engine: str = ENGINE, dtype: str = "auto", seed: int = 0, update: str = "active"
 ) -> Callable[[], Tensor]:
     """One optimisation step on static buffers: augmented forward on `active` patches of each of `batch` images, cross-entropy and total variation,
     pixel gradient, Adam, clip. Returns the loss.
@@ -38,15 +36,12 @@ class FusedStep:
     """`smi.engine`'s step over the rows of the augmentation table; on CUDA one captured graph, as in a run."""
 
     def __init__(self, vit: ViT, start: Start, dtype: str, update: str):
-        from smi.engine.fused import Fused
-        from smi.engine.step import Step
-
-        fused = Fused(vit, dtype)
+        fused = engines.Fused(vit, dtype)
         self.images, device = start.images.clone(), start.images.device
         moments = torch.zeros_like(self.images), torch.zeros_like(self.images)
         losses = default_losses(start.tv_weight)
         about = {"lr": start.lr, "betas": start.betas, "update": update}
-        self.step = Step(fused, self.images, moments, start.labels, start.index, losses, start.low, start.high, **about)
+        self.step = engines.Step(fused, self.images, moments, start.labels, start.index, losses, start.low, start.high, **about)
         self.row, self.count = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros((), dtype=torch.int64, device=device)
         self.start, self.weights, self.value = start, fused.vit.tensors(), None
         self.dtype = str(fused.dtype).removeprefix("torch.")
@@ -105,8 +100,12 @@ class ReferenceStep:
         return saved_bytes(lambda: self.loss(self.images.detach().requires_grad_()), self.vit.tensors())
 
 
+def run_dtype(device: torch.device) -> str:
+    """What `dtype="auto"` is on a device."""
+    return str(choose_dtype(device)).removeprefix("torch.")
+
+
 def invert(model: nn.Module, method: str, num_images: int, iterations: int, batch_size: int, **options) -> None:
     """A whole run by `smi.invert`, in the dtype that the engine chooses."""
-    if RUN_ENGINE == "fused":
-        options |= {"engine": "fused", "dtype": "auto"}
-    smi.invert(model, method=method, num_images=num_images, iterations=iterations, batch_size=batch_size, progress=False, **options)
+    about = {"method": method, "num_images": num_images, "iterations": iterations, "batch_size": batch_size, "engine": ENGINE, "dtype": "auto"}
+    smi.invert(model, progress=False, **about, **options)
