@@ -1,10 +1,10 @@
 """The fused engine behind other people's calls: the module of published research code, and a timm model's own.
 
-    before   logits, attentions, index = model(images, current_abs_index, next_relative_index)
-    after    model = smi.drop_in(model), and the same line
+before   logits, attentions, index = model(images, current_abs_index, next_relative_index)
+after    model = smi.drop_in(model), and the same line
 
-    before   logits = model(images)
-    after    model = smi.accelerate(model), and the same line
+before   logits = model(images)
+after    model = smi.accelerate(model), and the same line
 """
 
 import torch
