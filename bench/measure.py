@@ -17,6 +17,7 @@ from .start import make_start
 from .suites import ITERATIONS, MemoryCase, StepCase, WholeCase
 
 LEAST, MOST = 3, 20  # rounds
+LONG = 0.05  # seconds of a round
 LOSS_AGREES = 0.02  # of eager's first loss: bfloat16's rounding, and no more
 CPU_CEILING = {"elements": 1 << 26, "size": 1536}
 
@@ -88,7 +89,8 @@ def measure_step(case: StepCase, device: torch.device, seconds: float, rates: di
     one_round = sum(synchronised(step, device) for step in steps.values())
     rounds = rounds_for(seconds, one_round)
     peaks = {side: runner.peak_memory(step, device) for side, step in steps.items()} if device.type == "cuda" else {}
-    samples = timing.alternate(steps, device, rounds)
+    once = (lambda: None) if device.type == "cpu" and one_round > LONG else None  # long steps need no repetitions, nor a call to find out how many
+    samples = timing.alternate(steps, device, rounds, before=once)
     vit = describe(model)
     active = vit.num_patches if case.active is None else case.active
     flops = case.batch * cost.step_flops(vit, active, cls_only=True)

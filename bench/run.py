@@ -11,11 +11,12 @@ Rounds are sized by the time there is; cases that do not fit are named and left 
 import argparse
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import torch
 
+from . import baselines, measure, record, runner, suites
 from . import cases as operation_cases
-from . import measure, record, runner, suites
 from .table import print_table
 
 SECONDS = {False: 840.0, True: 105.0}  # of 15 and of 2 minutes
@@ -79,7 +80,8 @@ def measure_suites(
 
 
 def measure_operations(device: torch.device, budget: runner.Budget, about: dict, path, only: str | None) -> list[str]:
-    """The operations on the CPU, at a smaller batch than on a GPU (where `bench.gpu` measures them); names of cases left out."""
+    """The operations on the CPU, in the dtype that is fast there and at a smaller batch than on a GPU, where `bench.gpu` measures them; names of cases
+    left out."""
     from .gpu import case_rows, show_case
 
     if device.type != "cpu":
@@ -89,13 +91,15 @@ def measure_operations(device: torch.device, budget: runner.Budget, about: dict,
     found += [make(n) for n in (47, 197) for make in (operation_cases.cls_case, operation_cases.norm_case)]
     found += [make(n) for n in (47, 197) for make in (operation_cases.gelu_case, operation_cases.residual_case)]
     found += [make(n) for n in (46, 196) for make in (operation_cases.embed_case, operation_cases.step_case)] + [operation_cases.tv_case()]
-    left_out = []
-    ceiling = runner.ceilings(device, **measure.CPU_CEILING)
+    left_out, dtype = [], baselines.fast_dtype(device)
+    ceiling = runner.ceilings(device, dtype=dtype, **measure.CPU_CEILING)
     for case in found:
         name = f"{case.operation} {case.name}"
         if (only is not None and only not in name) or budget.left() < LEAST_SECONDS["operations"]:
             left_out += [f"operations: {name}"] if only is None else []
             continue
+        if case.dtype == torch.bfloat16 and dtype == torch.float32:
+            case = replace(case, dtype=dtype, bytes=2 * case.bytes)
         measured, refused = runner.measure(case, device, ceiling, rounds=10)
         resolved = runner.versions(case.operation, device)[-1]
         write(path, about | {"suite": "operations"}, case_rows(case, measured, refused, resolved))

@@ -47,13 +47,13 @@ def test_runner_measures_what_is_correct_and_says_why_not_the_rest(small, monkey
     ceiling = runner.ceilings(CPU, elements=1 << 16, size=64, dtype=torch.float32)
     assert min(ceiling) > 0
     measured, refused = runner.measure(case, CPU, ceiling, rounds=3)
-    assert [m.side for m in measured] == ["stock", "eager"]
+    assert [m.side for m in measured if m.side != "cpu"] == ["stock", "eager"]  # C++ where there is a compiler
     assert "ZeroDivisionError" in refused["broken"]
     assert all(0 < m.warm.low <= m.warm.median <= m.warm.high and m.share > 0 for m in measured)
     stock = dispatch.load("layer_norm", "stock")
     monkeypatch.setattr(stock, "backward", lambda *args: torch.zeros_like(args[2]))
     measured, refused = runner.measure(case, CPU, ceiling, rounds=3)
-    assert [m.side for m in measured] == ["eager"]  # no timing on a red test
+    assert "stock" not in [m.side for m in measured]  # no timing on a red test
     assert "d_x" in refused["stock"]
 
 
@@ -115,8 +115,8 @@ def test_a_whole_run_on_the_cpu(small, monkeypatch, tmp_path, capsys):
     rows = [json.loads(line) for line in (tmp_path / "imaginary-1.jsonl").read_text().splitlines()]
     verdicts = [row for row in rows if row["kind"] == "verdict"]
     assert [(v["version"], v["dtype"], v["correct"]) for v in verdicts] == [("triton", d, True) for d in ("bfloat16", "float16", "float32")]
-    timed = [row for row in rows if row["kind"] == "case"]
-    assert [row["side"] for row in timed] == ["stock", "eager"]
+    timed = [row for row in rows if row["kind"] == "case" and "not_timed" not in row]
+    assert [row["side"] for row in timed if row["side"] != "cpu"] == ["stock", "eager"]
     assert all(row["resolved"] in dispatch.VERSIONS and len(row["warm_us"]) == 3 and row["commit"] == "0" for row in timed)
     assert verified.table(verified.rows(tmp_path))["architectures"]["sm_90"][0]["operation"] == "layer_norm"
     assert "layer_norm triton" in capsys.readouterr().out
