@@ -138,20 +138,8 @@ def prepare(
     losses = preset.losses if losses is None and preset.losses != "default" else losses
     if iterations is None:
         iterations = preset.iterations if schedule is None else getattr(schedule, "iterations", PUBLISHED_ITERATIONS)
-    for name, value, least in (
-        ("num_images", num_images, 1),
-        ("batch_size", batch_size, 1),
-        ("seed", seed, 0),
-        ("iterations", iterations, min(preset.iterations, 1)),
-    ):
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-            raise InputError(f"{name} must be a whole number from {least} to {MOST}, got {value}")
-    if jitter is not None and not (isinstance(jitter, int) and jitter >= 0):
-        raise InputError(f"jitter must be a whole number of pixels of at least 0, got {jitter}")
-    if not lr > 0 or not all(0 <= beta < 1 for beta in betas):
-        raise InputError(f"lr must be positive and both betas from 0 up to 1, got {lr} and {betas}")
-    if tv_weight is not None and not 0 <= tv_weight < float("inf"):
-        raise InputError(f"tv_weight must be a finite number of at least 0, got {tv_weight}")
+    whole = {"num_images": (num_images, 1), "batch_size": (batch_size, 1), "seed": (seed, 0), "iterations": (iterations, min(preset.iterations, 1))}
+    _check_numbers(whole, jitter, lr, betas, tv_weight)
     if update not in UPDATES:
         raise InputError(f"update must be {' or '.join(UPDATES)}, got '{update}'")
     if losses is not None and not losses:
@@ -169,11 +157,7 @@ def prepare(
         table = preset.draw(schedule.iterations, vit.image_size, generator(seed, "augmentation"), jitter, vit.flip)
     else:
         table = augment.from_rows(augmentation, schedule.iterations)
-    shape = (trajectories, vit.channels, *vit.image_size)
-    if init is not None and (not isinstance(init, Tensor) or tuple(init.shape) != shape):
-        raise InputError(
-            f"init must be a tensor {list(shape)}, one image per trajectory, got {list(getattr(init, 'shape', [])) or type(init).__name__}"
-        )
+    _check_init(init, (trajectories, vit.channels, *vit.image_size))
     run = Run(
         vit=vit,
         schedule=schedule,
@@ -196,6 +180,25 @@ def prepare(
     elif iterations:
         check_memory(vit, schedule, run.batch_size, run.fused and run.fused.dtype)
     return run, on_iteration
+
+
+def _check_numbers(whole: dict[str, tuple[int, int]], jitter, lr: float, betas: tuple[float, float], tv_weight: float | None) -> None:
+    """Raise InputError for a number out of its range; whole: name to value and the least that it may be."""
+    for name, (value, least) in whole.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+            raise InputError(f"{name} must be a whole number from {least} to {MOST}, got {value}")
+    if jitter is not None and not (isinstance(jitter, int) and jitter >= 0):
+        raise InputError(f"jitter must be a whole number of pixels of at least 0, got {jitter}")
+    if not lr > 0 or not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"lr must be positive and both betas from 0 up to 1, got {lr} and {betas}")
+    if tv_weight is not None and not 0 <= tv_weight < float("inf"):
+        raise InputError(f"tv_weight must be a finite number of at least 0, got {tv_weight}")
+
+
+def _check_init(init: Tensor | None, shape: tuple[int, ...]) -> None:
+    if init is not None and (not isinstance(init, Tensor) or tuple(init.shape) != shape):
+        given = list(getattr(init, "shape", [])) or type(init).__name__
+        raise InputError(f"init must be a tensor {list(shape)}, one image per trajectory, got {given}")
 
 
 def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
