@@ -127,7 +127,7 @@ class Accelerated(_Module):
 def accelerate(model: nn.Module, dtype: str = "auto") -> Accelerated:
     """A timm ViT with its own call, logits = module(images), and pixel gradients by the fused engine.
 
-    images: [B, C, H, W]. Logits [B, classes] are differentiable in the images, once. Weights are frozen as they are now; training them needs the model
+    images: [B, C, H, W]. Logits [B, classes] are differentiable in the images, once. Weights are frozen as they are now; to train them, use the model
     itself. dtype and errors as in `drop_in`.
     """
     return Accelerated(model, dtype)
