@@ -70,10 +70,11 @@ def case_rows(case: cases.Case, measured: list[runner.Measurement], refused: dic
 def show_case(case: cases.Case, measured: list[runner.Measurement], refused: dict[str, str], resolved: str) -> None:
     rows = [
         [m.side, f"{m.warm.median * 1e6:.1f}", f"{m.cold.low * 1e6:.1f} {m.cold.median * 1e6:.1f} {m.cold.high * 1e6:.1f}" if m.cold else "",
-         f"{m.gigabytes_per_second:.0f}", f"{m.teraflops:.1f}", f"{m.share:.0%}", f"{m.peak_bytes / 2**20:.0f}"]
+         f"{m.gigabytes_per_second:.3g}", f"{m.teraflops:.3g}", f"{m.share:.0%}", f"{m.peak_bytes / 2**20:.0f}"]
         for m in measured
     ]  # fmt: skip
-    title = f"{case.operation}, {case.name}, {verification.short(case.dtype)}, forward and backward in a CUDA graph (auto takes {resolved})"
+    how = " in a CUDA graph" if any(m.cold for m in measured) else ""
+    title = f"{case.operation}, {case.name}, {verification.short(case.dtype)}, forward and backward{how} (auto takes {resolved})"
     print_table(title, ["side", "warm us", "cold us 20 50 80 %", "GB/s", "TFLOP/s", "of floor", "MiB"], rows)
     for side, reason in refused.items():
         print(f"  {side}: not timed, {reason}")

@@ -80,8 +80,7 @@ def measure_suites(
 
 
 def measure_operations(device: torch.device, budget: runner.Budget, about: dict, path, only: str | None) -> list[str]:
-    """The operations on the CPU, in the dtype that is fast there and at a smaller batch than on a GPU, where `bench.gpu` measures them; names of cases
-    left out."""
+    """The operations on the CPU, in the dtype that is fast there, at a smaller batch than `bench.gpu` has on a GPU; names of cases left out."""
     from .gpu import case_rows, show_case
 
     if device.type != "cpu":
