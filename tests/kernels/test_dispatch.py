@@ -42,9 +42,14 @@ def resolve(*args):
     return dispatch.resolve("layer_norm", "forward", *(args or ARGS))
 
 
+def on_cpu() -> str:
+    """What layer_norm takes on the CPU in float32: its C++, where there is a compiler."""
+    return "stock" if dispatch.load("layer_norm", "cpu").unavailable() else "cpu"
+
+
 def test_auto_on_the_cpu_is_never_interpreted():
     assert dispatch.interpreting() or torch.cuda.is_available()
-    assert resolve() == "stock"
+    assert resolve() == on_cpu()
 
 
 def test_float64_on_the_cpu_has_a_version():
@@ -57,7 +62,7 @@ def test_environment_is_read_at_every_call(monkeypatch, name):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert resolve() == {"cuda": "triton"}.get(name, name.strip().lower())  # layer_norm is not written in CUDA C++
     monkeypatch.setenv("SMI_BACKEND", "auto")
-    assert resolve() == "stock"
+    assert resolve() == on_cpu()
 
 
 def test_unknown_backend(monkeypatch):
@@ -86,6 +91,7 @@ def test_a_version_that_cannot_be_imported_says_so(monkeypatch):
 
     importlib_import = dispatch.import_module
     monkeypatch.setattr(dispatch, "import_module", broken)
+    monkeypatch.setattr(dispatch, "load", dispatch.load.__wrapped__)  # which keeps what it has loaded
     monkeypatch.setenv("SMI_BACKEND", "triton")
     with pytest.raises(dispatch.BackendUnavailable, match="layer_norm in triton cannot be loaded: no triton here"):
         resolve()
@@ -98,7 +104,13 @@ def test_forced_holds_within_and_not_after():
         with dispatch.forced("stock"):
             assert resolve() == "stock"
         assert resolve() == "reference"
-    assert resolve() == "stock"
+    assert resolve() == on_cpu()
+
+
+@pytest.mark.parametrize("operation", ["attention", "cls_attention", "layer_norm", "linear_gelu", "linear_residual", "patch_embed", "image_step"])
+def test_every_operation_has_a_stock_composition(operation):
+    """What runs on a GPU where nothing is verified, and what a self-check is timed against."""
+    assert dispatch.exists(operation, "stock")
 
 
 def test_availability_names_every_version_with_a_reason(monkeypatch):
