@@ -228,7 +228,7 @@ def test_verify_checks_every_gpu_version_again(gpu, monkeypatch):
     monkeypatch.setattr(dispatch, "OPERATIONS", ("layer_norm",))
     resolve(OnGPU(), *ARGS[1:])
     rows = dispatch.verify("cuda")
-    assert {(r.version, r.dtype) for r in rows } == {("triton", d) for d in ("bfloat16", "float16", "float32")}
+    assert {(r.version, r.dtype) for r in rows} == {("triton", d) for d in ("bfloat16", "float16", "float32")}
     assert {r.operation for r in rows} == {"layer_norm"}
     assert len(gpu["calls"]) == len(rows) + 1
     gpu["calls"].clear()
