@@ -47,7 +47,8 @@ class Config:
     tv_weight: float
     copy_steps: int
     small_steps: int
-    trunk_steps: int
+    trunk_steps: int  # of its head
+    trunk_learning: int  # steps in which it learns the other classes
     fresh_blocks: int
     student_batch: int
     test_images: int | None  # of which accuracy is measured; None: all
@@ -69,6 +70,7 @@ def make_config(given: argparse.Namespace) -> Config:
         copy_steps=given.copy_steps,
         small_steps=given.small_steps,
         trunk_steps=given.trunk_steps,
+        trunk_learning=given.trunk_learning,
         fresh_blocks=given.fresh_blocks or (4 if cifar else 2),
         student_batch=given.student_batch,
         test_images=given.test_images or (2000 if cifar else None),
@@ -146,6 +148,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--copy-steps", type=int, default=400)
     parser.add_argument("--small-steps", type=int, default=2000)
     parser.add_argument("--trunk-steps", type=int, default=200)
+    parser.add_argument("--trunk-learning", type=int, default=600)
     parser.add_argument("--fresh-blocks", type=int, help="last blocks of the copy that start afresh")
     parser.add_argument("--student-batch", type=int, default=64)
     parser.add_argument("--test-images", type=int, help="real test images; all of digits, 2000 of CIFAR-10 when absent")

@@ -1,5 +1,6 @@
 """One cell of the evidence: a method and a seed. Each column is written as soon as it is known."""
 
+import copy
 import json
 import time
 import warnings
@@ -31,7 +32,7 @@ from .files import write_json
 
 ROWS = ("gaussian", "dense", "psaq", "smi", "pri2", "pri4", "pri7", "real")
 TITLES = dict(zip(ROWS, ("Gaussian noise", "dense", "PSAQ-ViT", "SMI", "PRI v=2", "PRI v=4", "PRI v=7", "real images"), strict=True))
-WIDTHS = ((8, 8), (4, 8), (4, 5), (4, 4), (3, 4))  # weights, activations: the published ones, then where the rows differ
+WIDTHS = ((8, 8), (4, 8), (4, 4), (4, 3), (2, 8))  # weights, activations: the published ones, then where the rows differ
 CALIBRATION = 32  # images, as published
 QUANTISED = tuple(f"w{weights}a{activations}" for weights, activations in WIDTHS)
 COLUMNS = ("seconds", "gflops", "flops_ratio", "agreement", "full", *QUANTISED, "copy", "small", "trunk")
@@ -49,7 +50,6 @@ HEADINGS = {
 }
 UNITS = {"seconds": (1.0, 1), "speedup": (1.0, 2), "gflops": (1.0, 2), "flops_ratio": (1.0, 3)}  # factor and decimals; per cent for the others
 CURVE_POINTS = 10
-TRUNK_STEPS = 600  # in which a trunk learns its own classes
 
 
 def place(folder: Path, row: str, seed: int) -> Path:
@@ -237,8 +237,6 @@ def _later_classes(teacher: nn.Module, images: smi.SparseImages, evaluation: tup
 
 def _with_classes(teacher: nn.Module, start: int, stop: int) -> nn.Module:
     """The teacher, answering with some of its classes alone."""
-    import copy
-
     sliced = copy.deepcopy(teacher)
     head = nn.Linear(teacher.head.in_features, stop - start)
     with torch.no_grad():
@@ -260,7 +258,7 @@ def trunk(config, folder: Path) -> nn.Module:
     student = partly_fresh(_with_classes(teacher, 0, first), len(teacher.blocks))
     nn.init.trunc_normal_(student.patch_embed.proj.weight, std=0.02, generator=generator(0, "trunk"))
     nn.init.trunc_normal_(student.pos_embed, std=0.02, generator=generator(0, "position"))
-    _learn(student, images, labels)
+    _learn(student, images, labels, config.trunk_learning)
     head = nn.Linear(student.head.in_features, teacher.num_classes - first)
     nn.init.trunc_normal_(head.weight, std=0.02, generator=generator(0, "head"))
     nn.init.zeros_(head.bias)
@@ -269,12 +267,12 @@ def trunk(config, folder: Path) -> nn.Module:
     return student.eval()
 
 
-def _learn(student: nn.Module, images: Tensor, labels: Tensor) -> None:
+def _learn(student: nn.Module, images: Tensor, labels: Tensor, steps: int) -> None:
     """Supervised, through a random part of the patches."""
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, TRUNK_STEPS)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, steps)
     patches = to_patches(images, student.patch_embed.patch_size[0])
-    for step in range(TRUNK_STEPS):
+    for step in range(steps):
         draw = generator(0, "trunk", step)
         chosen = torch.randperm(len(images), generator=draw)[:64]
         kept = int(torch.randint(patches.shape[1] // 4, patches.shape[1] + 1, (1,), generator=draw))
