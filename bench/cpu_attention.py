@@ -5,7 +5,8 @@
     python -m bench.cpu_attention --threads 1 2
 
 The two sides alternate in one run; each time is a median, with the smallest beside it: on a machine that does other work the ratio of the smallest is
-the steadier one. `sdpa in float32` is what a caller gets who converts to float32 around PyTorch's own attention.
+the steadier one. `sdpa in float32` is what a caller gets who converts to float32 around PyTorch's own attention. `ours` is the public operation with
+its registration, autograd and fresh memory; `ours, raw` is what the engine calls: the raw functions, into memory that stays.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from smi.kernels import dispatch
-from smi.kernels.attention import attention
+from smi.kernels.attention import attention, cpu
 from torch import Tensor
 
 from .table import print_table
@@ -38,6 +39,16 @@ def step(function: Callable, qkv: Tensor, grad: Tensor) -> Callable:
     return lambda: torch.autograd.grad(function(leaf), leaf, grad)
 
 
+def raw_step(qkv: Tensor, grad: Tensor) -> Callable:
+    out, dqkv, scale = torch.empty_like(grad), torch.empty_like(qkv), qkv.shape[-1] ** -0.5
+
+    def run() -> None:
+        _, lse = cpu.forward(qkv, None, None, scale, out)
+        cpu.backward(grad, qkv, None, None, out, lse, scale, dqkv)
+
+    return run
+
+
 def alternate(sides: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
     """Seconds of every round of every side, in turn, after two rounds of each that are not counted."""
     for run in sides.values():
@@ -56,7 +67,8 @@ def measure(batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype,
     torch.manual_seed(0)
     qkv = torch.randn(batch, tokens, 3, heads, width).to(dtype)
     grad = torch.randn(batch, tokens, heads * width).to(dtype)
-    sides = {"sdpa": step(stock, qkv, grad), "sdpa in float32": step(in_float32, qkv, grad), "ours": step(attention, qkv, grad)}
+    sides = {"sdpa": step(stock, qkv, grad), "sdpa in float32": step(in_float32, qkv, grad)}
+    sides |= {"ours": step(attention, qkv, grad), "ours, raw": raw_step(qkv, grad)}
     seconds = alternate(sides, rounds)
     middle, least = ({name: f(values) * 1e3 for name, values in seconds.items()} for f in (statistics.median, min))
     return {
@@ -66,6 +78,8 @@ def measure(batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype,
         **{f"{name} ms": f"{middle[name]:.2f} ({least[name]:.2f})" for name in sides},
         "ratio": f"{middle['sdpa'] / middle['ours']:.2f}",
         "of smallest": f"{least['sdpa'] / least['ours']:.2f}",
+        "raw": f"{middle['sdpa'] / middle['ours, raw']:.2f}",
+        "raw, smallest": f"{least['sdpa'] / least['ours, raw']:.2f}",
     }
 
 

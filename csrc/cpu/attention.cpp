@@ -50,41 +50,44 @@ struct Head {
   T* found(int j, int t) const { return static_cast<T*>(p.dqkv) + (((b * p.rows + row(t)) * 3 + j) * p.heads + h) * p.width; }
   float* lse() const { return p.lse + (b * p.heads + h) * p.n; }
 
-  // A row of D numbers times `factor` to `width` floats, zeros past D.
-  void take(const T* from, float factor, float* to) const {
+  // Whether results can be written where they belong by the products themselves: float32, whole tiles, rows a fixed distance apart.
+  bool direct() const { return sizeof(T) == sizeof(float) && width == p.width && !p.index; }
+
+  // A row of D numbers to `width` floats, zeros past D.
+  void take(const T* from, float* to) const {
     const int real = int(p.width), all = width;  // copies: the compiler cannot know that `to` is not one of them
     int d = 0;
-    for (; d + V <= real; d += V) store(to + d, load(from + d) * factor);
-    for (; d < real; ++d) to[d] = to_float(from[d]) * factor;
+    for (; d + V <= real; d += V) store(to + d, load(from + d));
+    for (; d < real; ++d) to[d] = to_float(from[d]);
     for (; d < all; ++d) to[d] = 0;
   }
 
-  void give(const float* from, float factor, T* to) const {
+  void give(const float* from, T* to) const {
     const int real = int(p.width);
     int d = 0;
-    for (; d + V <= real; d += V) store(to + d, load(from + d) * factor);
-    for (; d < real; ++d) from_float(to + d, from[d] * factor);
+    for (; d + V <= real; d += V) store(to + d, load(from + d));
+    for (; d < real; ++d) from_float(to + d, from[d]);
   }
 
-  // q times the scale, k and v, each [count, width].
+  // q, k and v, each [count, width].
   void take_inputs(float* q, float* k, float* v) const {
     for (int t = 0; t < count; ++t) {
-      take(input(0, t), p.scale, q + t * width);
-      take(input(1, t), 1, k + t * width);
-      take(input(2, t), 1, v + t * width);
+      take(input(0, t), q + t * width);
+      take(input(1, t), k + t * width);
+      take(input(2, t), v + t * width);
     }
   }
 
-  // x [count, width] transposed to [width, tokens], zeros past count.
-  void transpose(const float* x, float* to) const;
+  // factor times x [count, width], transposed to [width, tokens], zeros past count.
+  void transpose(const float* x, float factor, float* to) const;
 };
 
 #if defined(__AVX2__)
 
 
-inline void transpose_8x8(const float* from, int64_t ldf, float* to, int64_t ldt) {
+inline void transpose_8x8(const float* from, int64_t ldf, float factor, float* to, int64_t ldt) {
   __m256 r[8], s[8];
-  for (int i = 0; i < 8; ++i) r[i] = _mm256_loadu_ps(from + i * ldf);
+  for (int i = 0; i < 8; ++i) r[i] = _mm256_mul_ps(_mm256_loadu_ps(from + i * ldf), _mm256_set1_ps(factor));
   for (int i = 0; i < 8; i += 2) {
     s[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
     s[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
@@ -103,16 +106,24 @@ inline void transpose_8x8(const float* from, int64_t ldf, float* to, int64_t ldt
 #endif
 
 template <class T>
-void Head<T>::transpose(const float* x, float* to) const {
+void Head<T>::transpose(const float* x, float factor, float* to) const {
   int t = 0;
 #if defined(__AVX2__)
   for (; t + 8 <= count; t += 8)
-    for (int d = 0; d < width; d += 8) transpose_8x8(x + t * width + d, width, to + d * int64_t(tokens) + t, tokens);
+    for (int d = 0; d < width; d += 8) transpose_8x8(x + t * width + d, width, factor, to + d * int64_t(tokens) + t, tokens);
 #endif
   for (; t < count; ++t)
-    for (int d = 0; d < width; ++d) to[d * int64_t(tokens) + t] = x[t * width + d];
+    for (int d = 0; d < width; ++d) to[d * int64_t(tokens) + t] = factor * x[t * width + d];
   for (; t < tokens; ++t)
     for (int d = 0; d < width; ++d) to[d * int64_t(tokens) + t] = 0;
+}
+
+// C[count, width] = A B to rows of T `stride` apart: straight there, or through `between` and then by rows.
+template <class T, class Row>
+inline void product_to(const Head<T>& head, int count, int depth, Left a, const float* b, int64_t stride, float* between, Row row) {
+  if (head.direct()) return product<false>(count, head.width, depth, a, b, head.width, reinterpret_cast<float*>(row(0)), stride);
+  product<false>(count, head.width, depth, a, b, head.width, between, head.width);
+  for (int i = 0; i < count; ++i) head.give(between + i * head.width, row(i));
 }
 
 template <class T>
@@ -120,15 +131,14 @@ void forward_head(const Params& params, int64_t task) {
   Head<T> head(params, task);
   const int count = head.count, width = head.width, tokens = head.tokens;
   float* q = scratch(size_t(3) * count * width + size_t(width) * tokens + BLOCK * size_t(tokens + width));
-  float *k = q + count * width, *v = k + count * width, *kt = v + count * width, *scores = kt + width * tokens, *out = scores + BLOCK * tokens;
+  float *k = q + count * width, *v = k + count * width, *kt = v + count * width, *weights = kt + width * tokens, *out = weights + BLOCK * tokens;
   head.take_inputs(q, k, v);
-  head.transpose(k, kt);
+  head.transpose(k, params.scale, kt);
   for (int first = 0; first < count; first += BLOCK) {
     const int block = count - first < BLOCK ? count - first : BLOCK;
-    float totals[BLOCK];
-    product<false>(block, tokens, width, {q + first * width, width, 1}, kt, tokens, scores, tokens);
+    product<false>(block, tokens, width, {q + first * width, width, 1}, kt, tokens, weights, tokens);
     for (int i = 0; i < block; ++i) {
-      float* row = scores + i * tokens;
+      float* row = weights + i * tokens;
       for (int t = count; t < tokens; ++t) row[t] = -INFINITY;
       vec top = load(row);
       for (int t = V; t < tokens; t += V) {
@@ -142,11 +152,11 @@ void forward_head(const Params& params, int64_t task) {
         total += x;
         store(row + t, x);
       }
-      totals[i] = sum(total);
-      head.lse()[first + i] = most + std::log(totals[i]);
+      const float all = sum(total), share = 1 / all;
+      for (int t = 0; t < tokens; t += V) store(row + t, load(row + t) * share);
+      head.lse()[first + i] = most + std::log(all);
     }
-    product<false>(block, width, count, {scores, tokens, 1}, v, width, out, width);
-    for (int i = 0; i < block; ++i) head.give(out + i * width, 1 / totals[i], head.output(first + i));
+    product_to(head, block, count, {weights, tokens, 1}, v, params.heads * params.width, out, [&](int i) { return head.output(first + i); });
   }
   for (int t = count; t < params.n; ++t) {
     memset(head.output(t), 0, params.width * sizeof(T));
@@ -164,9 +174,10 @@ void backward_head(const Params& params, int64_t task) {
   float *k = q + whole, *v = k + whole, *grad = v + whole, *dk = grad + whole, *dv = dk + whole;
   float *kt = dv + whole, *vt = kt + across, *weights = vt + across, *dscores = weights + BLOCK * tokens, *dq = dscores + BLOCK * tokens;
   head.take_inputs(q, k, v);
-  for (int t = 0; t < count; ++t) head.take(head.gradient(t), 1, grad + t * width);
-  head.transpose(k, kt);
-  head.transpose(v, vt);
+  for (int t = 0; t < count; ++t) head.take(head.gradient(t), grad + t * width);
+  head.transpose(k, params.scale, kt);
+  head.transpose(v, 1, vt);
+  const int64_t stride = 3 * params.heads * params.width;
   for (int first = 0; first < count; first += BLOCK) {
     const int block = count - first < BLOCK ? count - first : BLOCK;
     const float *queries = q + first * width, *pulls = grad + first * width;
@@ -183,10 +194,14 @@ void backward_head(const Params& params, int64_t task) {
         total += x * load(pull + t);
       }
       const float mean = sum(total);
-      for (int t = 0; t < tokens; t += V) store(pull + t, load(row + t) * (load(pull + t) - mean));
+      for (int t = 0; t < tokens; t += V) store(pull + t, load(row + t) * (load(pull + t) - mean) * params.scale);
     }
-    product<false>(block, width, count, {dscores, tokens, 1}, k, width, dq, width);
-    for (int i = 0; i < block; ++i) head.give(dq + i * width, params.scale, head.found(0, first + i));
+    product_to(head, block, count, {dscores, tokens, 1}, k, stride, dq, [&](int i) { return head.found(0, first + i); });
+    if (count <= BLOCK) {  // one block: its sums are the results
+      product_to(head, count, block, {dscores, 1, tokens}, queries, stride, dk, [&](int t) { return head.found(1, t); });
+      product_to(head, count, block, {weights, 1, tokens}, pulls, stride, dv, [&](int t) { return head.found(2, t); });
+      return;
+    }
     if (first == 0) {
       product<false>(count, width, block, {dscores, 1, tokens}, queries, width, dk, width);
       product<false>(count, width, block, {weights, 1, tokens}, pulls, width, dv, width);
@@ -195,9 +210,9 @@ void backward_head(const Params& params, int64_t task) {
       product<true>(count, width, block, {weights, 1, tokens}, pulls, width, dv, width);
     }
   }
-  for (int t = 0; t < count; ++t) {  // q carries the scale already, and so does dk
-    head.give(dk + t * width, 1, head.found(1, t));
-    head.give(dv + t * width, 1, head.found(2, t));
+  for (int t = 0; t < count; ++t) {
+    head.give(dk + t * width, head.found(1, t));
+    head.give(dv + t * width, head.found(2, t));
   }
 }
 
