@@ -32,11 +32,11 @@ def plot_speedups(results, path: Path) -> Path | None:
             points = {m: value / base for m, value in points.items() if value}
             axis.plot([schedules[m].sparsity for m in points], list(points.values()), "o", color=SIDES[side], label=side)
             for m, value in points.items():
-                axis.annotate(m.title, (schedules[m].sparsity, value), textcoords="offset points", xytext=(5, 4), fontsize=7)
-        order = sorted(METHODS, key=lambda m: schedules[m].sparsity)
-        predicted = [dense / cost.image_flops(vit, schedules[m], cls_only=True) for m in order]
-        axis.plot([schedules[m].sparsity for m in order], predicted, ":", color="grey", label="FLOPs predict, over dense")
-        axis.set(title=TITLES[model], xlabel="sparsity", ylabel="images per second over dense eager", yscale="log")
+                axis.annotate(m.title, (schedules[m].sparsity, value), textcoords="offset points", xytext=(6, -3), fontsize=7)
+        predicted = [dense / cost.image_flops(vit, schedules[m], cls_only=True) for m in METHODS]
+        axis.plot([schedules[m].sparsity for m in METHODS], predicted, "_", color="grey", markersize=14, label="FLOPs predict, over dense")
+        axis.set(title=TITLES[model], xlabel="sparsity", ylabel="images per second over dense eager", yscale="log", xlim=(-0.05, 1.05))
+        ticks(axis.yaxis, (1, 2, 5, 10, 20, 50))
         axis.legend(fontsize=8)
     return save(figure, path) if drawn else None
 
@@ -62,6 +62,8 @@ def plot_tokens(results, path: Path) -> Path | None:
             floors = [floor_ms(vit, batch, n, dtype, results.about) for n in counts]
             axis.plot([n + vit.num_prefix for n in counts], floors, ":", color="grey", label=f"roofline, {dtype}")
         axis.set(title=TITLES[model], xlabel="tokens", ylabel="ms per step", xscale="log", yscale="log")
+        ticks(axis.xaxis, (15, 30, 50, 100, 200, 500))
+        ticks(axis.yaxis, (20, 50, 100, 200, 500, 1000, 2000, 5000))
         axis.legend(fontsize=8)
     return save(figure, path) if drawn else None
 
@@ -81,6 +83,15 @@ def new_figure(columns: int):
 
     figure = Figure(figsize=(5.5 * columns, 4.2), dpi=110, layout="constrained")
     return figure, figure.subplots(1, columns)
+
+
+def ticks(axis, values: tuple[float, ...]) -> None:
+    """Plain numbers at these places of a logarithmic axis, as far as they lie within what is drawn."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_locator(NullLocator())
 
 
 def nothing(axis, title: str) -> None:
