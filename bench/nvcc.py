@@ -26,24 +26,27 @@ def version() -> str:
     return re.search(r"V([\d.]+)", cubin.run(build.nvcc(), "--version"))[1]
 
 
-def compile_all() -> dict[str, dict]:
-    """{"csrc/file/kernel": {architecture: facts}} for every kernel of csrc/*.cu."""
-    kernels: dict[str, dict] = {}
-    for source in sorted(SOURCES.glob("*.cu")):
-        for architecture in ARCHITECTURES:
-            for entry, facts in compile_one(source, architecture).items():
-                kernels.setdefault(f"csrc/{source.stem}/{entry}", {})[architecture] = facts
-    return kernels
+def sources() -> list[Path]:
+    """What is compiled: csrc/*.cu, whose kernels are named "csrc/FILE/KERNEL"."""
+    return sorted(SOURCES.glob("*.cu"))
 
 
-def compile_one(source: Path, architecture: str) -> dict[str, dict]:
-    """Facts of every kernel in one source for one architecture, by demangled name without its arguments."""
+def compile_one(source: Path, architecture: str, known: dict[str, dict] | None = None) -> dict[str, dict]:
+    """{"csrc/file/kernel": facts} for every kernel in one source for one architecture. known: facts of earlier ones, as in cubin.facts."""
     with tempfile.TemporaryDirectory() as folder:
         binary = Path(folder) / "kernels.cubin"
         command = [build.nvcc(), *build.FLAGS, "-I", str(SOURCES), "-cubin", f"-arch={architecture}", "-Xptxas", "-v", "-o", str(binary), str(source)]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        text = cubin.run(cubin.tool("cuobjdump"), "-sass", binary)
-    return {short_name(mangled): facts | cubin.instruction_counts(code_of(mangled, text)) for mangled, facts in parse_report(report).items()}
+        report = parse_report(subprocess.run(command, check=True, capture_output=True, text=True).stderr)
+        codes = cubin.digests(binary.read_bytes())
+        names = {mangled: f"csrc/{source.stem}/{short_name(mangled)}" for mangled in report}
+        before = {mangled: (known or {}).get(name, {}) for mangled, name in names.items()}
+        same = all(before[mangled].get("code") == codes[mangled] for mangled in report)
+        text = "" if same else cubin.run(cubin.tool("cuobjdump"), "-sass", binary)
+
+    def counts(mangled: str) -> dict:
+        return {key: before[mangled][key] for key in cubin.COUNTED} if same else cubin.instruction_counts(code_of(mangled, text))
+
+    return {names[mangled]: facts | counts(mangled) | {"code": codes[mangled]} for mangled, facts in report.items()}
 
 
 def parse_report(report: str) -> dict[str, dict]:
