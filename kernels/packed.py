@@ -45,7 +45,8 @@ class Packed:
         self.memory = torch.empty(library.smi_packed_floats(ctypes.c_int64(self.k), ctypes.c_int64(self.n)))
         strides = (ctypes.c_int64(stride) for stride in matrix.stride())
         sizes = (ctypes.c_int64(self.k), ctypes.c_int64(self.n))
-        library.smi_pack(_at(matrix), *strides, _at(None if scale is None else scale.contiguous()), *sizes, _at(self.memory))
+        scale = None if scale is None else scale.detach().contiguous()  # named, so that it lives as long as the call
+        library.smi_pack(_at(matrix), *strides, _at(scale), *sizes, _at(self.memory))
 
     def multiply(
         self, x: Tensor, out: Tensor | None, epilogue: str = "none", bias=None, residual=None, gamma=None, h=None, activation: str = "gelu"

@@ -45,7 +45,8 @@ def take_pixels(images: Tensor, index: Tensor, augmentation: Tensor | None, patc
 def give_pixels(pixels: Tensor, index: Tensor, augmentation: Tensor | None, patch_size: int, out: Tensor) -> Tensor:
     """The adjoint: out [B, C, H, W] gets the pixels [B, n, C * p * p] where they came from, zero elsewhere."""
     patches, index = described(index, augmentation, patch_size, *out.shape[1:])
-    host.library().smi_give_pixels(ctypes.byref(patches), _at(pixels.contiguous()), _at(out))
+    pixels = pixels.contiguous()  # named, so that it lives as long as the call
+    host.library().smi_give_pixels(ctypes.byref(patches), _at(pixels), _at(out))
     return out
 
 
