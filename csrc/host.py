@@ -29,10 +29,11 @@ def compiler() -> str | None:
 
 @cache
 def why_not() -> str | None:
-    """Why there is no library here, in one sentence; None if there is, built now if it must be."""
+    """Why there is no library here, in one sentence, which is also printed once; None if there is, built now if it must be."""
     try:
         library()
     except BuildFailed as error:
+        print(f"smi: {error}; PyTorch's own operations run instead", file=sys.stderr)
         return str(error)
     return None
 
