@@ -44,8 +44,8 @@ def library() -> ctypes.CDLL:
     found = compiler()
     if found is None:
         raise BuildFailed("the C++ kernels for the CPU need g++ or clang++, and neither is on the PATH")
-    target = _cached(found)
     try:
+        target = _cached(found)
         if not target.exists():
             _compile(found, target)
         loaded = ctypes.CDLL(str(target))

@@ -136,11 +136,18 @@ def resolve(operation: str, function: str, *args) -> str:
         if candidates:
             from . import verification  # its files are read only where there is a GPU
 
-            best = verification.fastest(operation, candidates, tensor.device, tensor.dtype, size_class(operation, function, args))
+            dtype, size = deciding_dtype(operation, function, args), size_class(operation, function, args)
+            best = verification.fastest(operation, candidates, tensor.device, dtype, size)
             if best:
                 return best
     order = ON_CPU if tensor.device.type == "cpu" else ON_GPU_UNVERIFIED
     return next(v for v in order if exists(operation, v) and not why_not(operation, v, function, args))
+
+
+def deciding_dtype(operation: str, function: str, args: tuple) -> torch.dtype:
+    """The dtype whose measurement decides for `args`: what op.py's `deciding_dtype` says, or that of the first tensor."""
+    decide = getattr(import_module(f"smi.kernels.{operation}.op"), "deciding_dtype", None)
+    return decide(function, *args) if decide else next(arg for arg in args if isinstance(arg, Tensor)).dtype
 
 
 def size_class(operation: str, function: str, args: tuple) -> str:
@@ -150,8 +157,13 @@ def size_class(operation: str, function: str, args: tuple) -> str:
 
 
 def call(operation: str, function: str, *args):
-    """Run a raw function in the version that `resolve` names."""
-    return getattr(load(operation, resolve(operation, function, *args)), function)(*args)
+    """Run a raw function in the version that `resolve` names, on the device of its first tensor."""
+    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    raw = getattr(load(operation, resolve(operation, function, *args)), function)
+    if tensor.device.type != "cuda":
+        return raw(*args)
+    with torch.cuda.device(tensor.device):  # Triton launches on the current one
+        return raw(*args)
 
 
 class Availability(NamedTuple):

@@ -42,7 +42,7 @@ class Packed:
         self.k, self.n = matrix.shape
         library = host.library()
         library.smi_packed_floats.restype = ctypes.c_int64
-        self.memory = torch.empty(library.smi_packed_floats(ctypes.c_int64(self.k), ctypes.c_int64(self.n)))
+        self.memory = matrix.new_empty(library.smi_packed_floats(ctypes.c_int64(self.k), ctypes.c_int64(self.n)))
         strides = (ctypes.c_int64(stride) for stride in matrix.stride())
         sizes = (ctypes.c_int64(self.k), ctypes.c_int64(self.n))
         scale = None if scale is None else scale.detach().contiguous()  # named, so that it lives as long as the call

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cache
 from importlib import import_module
@@ -170,7 +171,17 @@ def announced_check(operation: str, version: str, device: torch.device, dtype: s
 
 
 def self_check(operation: str, version: str, device: torch.device, dtype: str, size: str) -> Verdict:
-    """Compare `version` with the reference on the device, then time it against stock PyTorch; what fails makes the verdict, except lack of memory."""
+    """Compare `version` with the reference on the device, then time it against stock PyTorch; what fails makes the verdict, except lack of memory.
+
+    In a thread of its own: the first use may come under no_grad or from inside a custom op, where autograd is switched off for its thread.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_self_check, operation, version, device, dtype, size).result()
+
+
+def _self_check(operation: str, version: str, device: torch.device, dtype: str, size: str) -> Verdict:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # of this thread
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(0)

@@ -135,6 +135,8 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
     table, curve = run.table.to(device), torch.zeros(run.schedule.iterations, dtype=images.dtype, device=device)
     emitted: list[tuple[Tensor, Tensor]] = []
     for stage in run.schedule.stages():
+        if stage.start == stage.stop:
+            continue  # noise, which nothing moves
         step = engine.Step(
             run.fused or vit, images, moments, labels, index, run.losses, low, high,
             lr=run.lr, betas=run.betas, update=run.update, chunk=run.chunk,
@@ -151,6 +153,7 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
             index, leaving = _split(run, stage.event, snapshot)
             if stage.event.fate == "emit":
                 emitted.append((take_rows(to_patches(images, vit.patch_size), leaving), leaving))
+        runner = step = snapshot = ranked = None  # the memory of a stage is free before the next one takes its own
     emitted.append((take_rows(to_patches(images, vit.patch_size), index), index))
     return _collect(run, trajectories, emitted)
 

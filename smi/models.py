@@ -99,6 +99,10 @@ class ViT:
         """The same description with its weights on another device or in another dtype."""
         return _map_tensors(self, lambda tensor: tensor.to(device, dtype))
 
+    def copy(self) -> "ViT":
+        """The same description with weights of its own, which no longer follow the model's."""
+        return _map_tensors(self, torch.clone)
+
     def tensors(self) -> list[Tensor]:
         """All weights, in the order of the fields."""
         found: list[Tensor] = []
@@ -220,6 +224,8 @@ def _unsupported_block(block: nn.Module, first: nn.Module) -> str | None:
         return f"{type(mlp).__name__} is not the standard two-layer MLP"
     if type(mlp.act) is not type(first.mlp.act) or _activation(mlp.act) is None:
         return f"its activation {type(mlp.act).__name__} is not GELU, tanh GELU or QuickGELU"
+    if not (_is_norm(block.norm1) and _is_norm(block.norm2)):
+        return "it does not normalise before attention and MLP"
     norms = (block.norm1, block.norm2, attention.q_norm, attention.k_norm)
     for module in norms:
         if _is_norm(module) and not isinstance(module, nn.LayerNorm):

@@ -56,7 +56,7 @@ class _Module(nn.Module):
         device = next(model.parameters()).device
         if self._fused is None or self._fused.vit.device != device:
             with torch.no_grad():
-                self._fused = Fused(describe(model).to(device, torch.float32), self._dtype)
+                self._fused = Fused(describe(model).to(device, torch.float32).copy(), self._dtype)
         return self._fused
 
     def _apply(self, function, *args, **options):

@@ -143,7 +143,7 @@ void forward_head(const Params& params, int64_t task) {
       vec top = load(row);
       for (int t = V; t < tokens; t += V) {
         vec x = load(row + t);
-        top = x > top ? x : top;
+        top = x > top || x != x ? x : top;  // NaN stays NaN
       }
       const float most = largest(top);
       vec total = {};

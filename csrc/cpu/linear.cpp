@@ -65,6 +65,7 @@ inline void finish(const Params& p, int64_t row, int count, int64_t column, int 
 
 template <Epilogue E, Activation A>
 void linear(const Params& p) {
+  if (p.m <= 0) return;
   const int64_t groups = (panels(p.n) + PANELS - 1) / PANELS, chunks = (p.m + ROWS - 1) / ROWS;
   const int64_t height = (p.m + chunks - 1) / chunks, tall = (height + MR - 1) / MR * MR;  // rows of a task, whole tiles
   const int64_t deep = depth(p.k), wide = panels(p.n) * NR;

@@ -83,7 +83,7 @@ inline void from_float(bfloat16* p, float x) {
 // e^x to one unit in the last place; 0 below the smallest normal number, so that exp(-inf) = 0.
 inline vec exp(vec x) {
   const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
-  vec clamped = x < 88.f ? x : broadcast(88.f);
+  vec clamped = x > 88.f ? broadcast(88.f) : x;
   vec n = clamped * 1.44269504f + shift;
   ivec exponent;
   memcpy(&exponent, &n, sizeof n);
@@ -99,7 +99,7 @@ inline vec exp(vec x) {
   memcpy(&bits, &p, sizeof p);
   bits += exponent << 23;
   memcpy(&p, &bits, sizeof p);
-  return x < -87.33f ? vec{} : p;
+  return x < -87.33f ? vec{} : x == x ? p : x;  // NaN stays NaN
 }
 
 inline float sum(vec x) {  // by halves

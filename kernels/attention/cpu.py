@@ -56,7 +56,7 @@ def backward(
 ) -> Tensor:
     """Gradient of qkv; in dqkv where it is given. out is not read."""
     if dqkv is None:
-        dqkv = torch.empty(qkv.shape, dtype=qkv.dtype)
+        dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device="cpu")
     if index is not None or lengths is not None:
         dqkv.zero_()
     _run("backward", qkv, index, lengths, scale, lse.shape[2], lse=lse, grad=grad.contiguous(), dqkv=dqkv)

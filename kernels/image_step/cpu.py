@@ -41,11 +41,11 @@ def forward(
     """One step, as in op.py: moments in place, pixels in place or to out."""
     batch, _, height, width = images.shape
     if index is None:
-        index = torch.arange(height // patch_size * (width // patch_size)).expand(batch, -1)
+        index = torch.arange(height // patch_size * (width // patch_size), device="cpu").expand(batch, -1)
     patches, index = described(index, None, patch_size, *images.shape[1:])
     count, pull = int(step), None
     if tv_weight:
-        pull, norms = torch.empty(index.numel() * images.shape[1] * patch_size**2), norms.float().contiguous()
+        pull, norms = images.new_empty(index.numel() * images.shape[1] * patch_size**2), norms.float().contiguous()
     bounds = [bound.float().contiguous() for bound in (low, high)]
     tensors = (images, grad.contiguous(), exp_avg, exp_avg_sq, out, pull, *bounds, norms if tv_weight else None)
     pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
@@ -55,9 +55,9 @@ def forward(
 
 def tv_norms(images: Tensor) -> Tensor:
     """The four norms [4] of images [B, C, H, W]."""
-    images, norms = images.contiguous(), torch.empty(4)
+    images, norms = images.contiguous(), images.new_empty(4)
     planes, (height, width) = images.shape[0] * images.shape[1], images.shape[2:]
-    partial = torch.empty(planes, 4, dtype=torch.float64)
+    partial = images.new_empty(planes, 4, dtype=torch.float64)
     sizes = map(ctypes.c_int64, (planes, height, width))
     at = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (partial, norms))
     host.library().smi_tv_norms(ctypes.c_void_p(images.data_ptr()), *sizes, *at)

@@ -32,9 +32,10 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, s, mean, rstd as in op.py; y in out, contiguous, where there is one."""
-    x, y = x.contiguous(), torch.empty(x.shape) if out is None else out
+    x = x.contiguous()
+    y = x.new_empty(x.shape) if out is None else out
     mean, rstd = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
-    s = x.new_empty(0) if residual is None else torch.empty(x.shape)
+    s = x.new_empty(0) if residual is None else x.new_empty(x.shape)
     residual = None if residual is None else residual.contiguous()
     named = {"x": x, "residual": residual, "weight": weight.contiguous(), "bias": None if bias is None else bias.contiguous()}
     _run("forward", x, eps, **named, s=s, y=y, mean=mean, rstd=rstd)
@@ -45,7 +46,8 @@ def backward(
     grad_y: Tensor, grad_s: Tensor | None, s: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float, out: Tensor | None = None
 ) -> Tensor:
     """Gradient of s, in out where there is one, which may be grad_s."""
-    s, found = s.contiguous(), torch.empty(s.shape) if out is None else out
+    s = s.contiguous()
+    found = s.new_empty(s.shape) if out is None else out
     named = {"grad": grad_y.contiguous(), "grad_s": None if grad_s is None else grad_s.contiguous(), "weight": weight.contiguous()}
     _run("backward", s, eps, x=s, **named, mean=mean, rstd=rstd, found=found)
     return found

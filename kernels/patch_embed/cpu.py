@@ -37,7 +37,7 @@ def take_pixels(images: Tensor, index: Tensor, augmentation: Tensor | None, patc
     """Pixels float32 [B, n, C * p * p] under the cells int64 [B, n] to which the patches move, and those cells."""
     patches, index = described(index, augmentation, patch_size, *images.shape[1:])
     images, cells = images.contiguous(), torch.empty_like(index)
-    pixels = torch.empty(*index.shape, images.shape[1] * patch_size**2) if out is None else out
+    pixels = images.new_empty(*index.shape, images.shape[1] * patch_size**2) if out is None else out
     host.library().smi_take_pixels(ctypes.byref(patches), *map(_at, (images, pixels, cells)))
     return pixels, cells
 

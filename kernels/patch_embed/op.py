@@ -111,6 +111,11 @@ def _differentiate(ctx, grad_tokens):
 _forward.register_autograd(_differentiate, setup_context=_save)
 
 
+def deciding_dtype(function: str, *args) -> torch.dtype:
+    """That of the weight: float32 images may lie under 16-bit weights."""
+    return args[2].dtype
+
+
 def example(device: torch.device | str, dtype: torch.dtype, size: str = "any") -> Example:
     """The size that inversion uses: 128 images of 224 x 224, 46 of 196 patches active, DeiT-Base, rolled and flipped."""
     batch, n, d, cells, patch_size = 128, 46, 768, 196, 16

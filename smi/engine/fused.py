@@ -34,7 +34,7 @@ class Buffers:
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         if name not in self.tensors or self.tensors[name].shape != shape:
-            self.tensors[name] = torch.empty(shape)
+            self.tensors[name] = torch.empty(shape, dtype=torch.float32, device="cpu")
         return self.tensors[name]
 
 
@@ -85,7 +85,8 @@ class Fused:
             name = str(self.dtype).removeprefix("torch.")
             raise InputError(f"the fused engine computes in float32, bfloat16 or float16, not {name}: pass engine='reference'")
         self.vit = vit = vit.to(vit.device, self.dtype)
-        self.family = family = _family(vit)
+        family = _family(vit)
+        self.packed = family is packed
         self.few = len(vit.heads) if vit.pool == "token" else 0  # tokens that go on from the last block; 0: all
         self.embed = family.Embed(vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, vit.patch_size)
         self.norm_pre = vit.norm_pre and family.Norm(vit.norm_pre.weight, vit.norm_pre.bias, vit.norm_pre.eps)
@@ -94,6 +95,11 @@ class Fused:
             last, width = vit.blocks[-1], vit.blocks[-1].qkv.weight.shape[0] // 3
             self.norm_last = family.Norm(last.norm1.weight, last.norm1.bias, last.norm1.eps)
             self.keys_values = family.Linear(last.qkv.weight[width:], None if last.qkv.bias is None else last.qkv.bias[width:])
+
+    @property
+    def family(self) -> ModuleType:
+        """The layers in use."""
+        return packed if self.packed else frozen
 
     def describe(self) -> dict:
         """What runs: dtype, and the version of each operation."""

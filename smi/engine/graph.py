@@ -39,9 +39,9 @@ def _captured(runner: Runner) -> torch.cuda.CUDAGraph:
         with torch.cuda.stream(side):
             for _ in range(WARM_UP):
                 runner.once()
+                for tensor, value in zip(runner.state(), before, strict=True):  # each time: the stage may be a single update
+                    tensor.copy_(value)
         torch.cuda.current_stream().wait_stream(side)
-        for tensor, value in zip(runner.state(), before, strict=True):
-            tensor.copy_(value)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             runner.once()

@@ -105,12 +105,14 @@ class Step:
 
     def _loss_gradients(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Loss, its gradient in the logits, and that in the images as far as it does not come through the model; None where there is none."""
-        pixels, logits = self.images.detach().requires_grad_(), logits.detach().requires_grad_()
-        loss = total(self.losses, pixels, logits, self.labels, None)
-        check(loss)
-        grad_logits, grad_images = torch.autograd.grad(loss, [logits, pixels], allow_unused=True)
+        with torch.enable_grad():
+            pixels, logits = self.images.detach().requires_grad_(), logits.detach().requires_grad_()
+            loss = total(self.losses, pixels, logits, self.labels, None)
+            check(loss)
+            grad_logits, grad_images = torch.autograd.grad(loss, [logits, pixels], allow_unused=True)
         return loss.detach(), torch.zeros_like(logits) if grad_logits is None else grad_logits, grad_images
 
+    @torch.enable_grad()
     def _reference_gradient(self, augmentation: Tensor) -> Tensor:
         pixels = self.images.detach().requires_grad_()
         wanted = [] if any(map(needs_attention_outputs, self.losses)) else None

@@ -266,3 +266,12 @@ def test_wide_heads_are_left_to_others():
 def test_refusals(change, message):
     with pytest.raises(ValueError, match=message):
         attention(**checks.cast(arguments(options=("index", "lengths")), torch.float32) | change)
+
+
+def test_nan_in_a_query_is_seen():
+    given = checks.cast(arguments(9, 16, heads=1), torch.float32)
+    given["qkv"][0, 4, 0] = float("nan")
+    with dispatch.forced("cpu"):
+        out = attention(given["qkv"])
+    assert out[0, 4].isnan().all()
+    assert not out[0, :4].isnan().any()

@@ -94,3 +94,26 @@ def test_without_a_compiler_the_reason_is_given(monkeypatch):
         monkeypatch.undo()
         host.library.cache_clear()
         host.why_not.cache_clear()
+
+
+def test_no_rows_and_nan():
+    x, _, _, weight, bias, _ = layer(3, 20, 17)
+    packed = Linear(weight, bias)
+    assert packed.forward(x[:0]).shape == (0, 17)
+    x[1, 3] = float("nan")
+    y, _ = packed.forward_activation(x, "gelu")
+    assert y.isnan().any(1).tolist() == [False, True, False]
+
+
+def test_other_defaults_of_torch_change_nothing():
+    from smi.kernels import packed
+
+    x, residual, _, weight, bias, gamma = layer(9, 33, 33)
+    want = [Linear(weight, bias, gamma).forward_residual(x, residual), packed.Norm(bias, None, 1e-6).forward(x)[0]]
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        got = [Linear(weight, bias, gamma).forward_residual(x, residual), packed.Norm(bias, None, 1e-6).forward(x)[0]]
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(a, b) for a, b in zip(want, got, strict=True))

@@ -1,14 +1,14 @@
 """The fused engine against the reference: logits, CLS row and pixel gradients, on every kind of model, by both families of layers."""
 
 import pytest
-import smi
 import torch
+from smi.kernels import frozen, packed
+
+import smi
 from smi import engine
 from smi.engine.fused import Buffers, Fused
 from smi.errors import InputError, RunError
-from smi.kernels import frozen, packed
 from smi.models import describe
-
 from tests.conftest import small_vit
 
 AUGMENTATION = torch.tensor([-3, 2, 1], dtype=torch.int32)

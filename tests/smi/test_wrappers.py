@@ -1,11 +1,11 @@
 """`smi.drop_in` and `smi.accelerate` against the plain timm model, in loops as other people write them."""
 
 import pytest
-import smi
 import torch
 import torch.nn.functional as F
-from smi.errors import InputError
 
+import smi
+from smi.errors import InputError
 from tests.conftest import small_vit
 
 
@@ -128,3 +128,23 @@ def test_a_pass_is_differentiated_once():
 def test_arguments_that_do_not_fit(arguments, message):
     with pytest.raises(InputError, match=message):
         smi.drop_in(small_vit())(*arguments)
+
+
+def test_weights_are_frozen_and_the_wrapper_can_be_copied():
+    import copy
+
+    model, images = small_vit(), torch.randn(2, 3, 16, 16)
+    fast = smi.accelerate(model, dtype="float32")
+    want = fast(images)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.5)
+    assert torch.equal(fast(images), want)
+    assert torch.equal(copy.deepcopy(fast)(images), want)
+    assert fast(images[:0]).shape == (0, 5)
+
+
+def test_inversion_under_no_grad():
+    with torch.no_grad():
+        made = smi.invert(small_vit(), method="dense", num_images=1, iterations=3, progress=False)
+    assert len(made) == 1
