@@ -247,7 +247,7 @@ def export(folder, output, to, shard_images, force, as_json) -> None:
     click.option("--method", default="pri", help="Without FOLDER: dense, smi or pri."),
     SCHEDULE,
     BATCH,
-    click.option("--tv-weight", default=TV_WEIGHT, help="Without FOLDER: weight of the total variation."),
+    click.option("--tv-weight", type=float, help=f"Without FOLDER: weight of the total variation; {TV_WEIGHT:g} when absent."),
     SEED,
     FORCE,
     AS_JSON,

@@ -96,8 +96,10 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Call write(temporary path) and move the result to `path` in one step; nothing is left behind where that fails."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.touch()  # with the user's permissions, which some writers would narrow
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the user's permissions, which some writers narrow
         write(temporary)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
