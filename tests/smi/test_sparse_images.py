@@ -309,6 +309,7 @@ def test_written_files_have_the_permissions_of_the_user(tmp_path):
     import os
 
     from safetensors.torch import save_file
+
     from smi.storage import replace_file
 
     (tmp_path / "plain").touch()
