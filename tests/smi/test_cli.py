@@ -279,7 +279,14 @@ def test_a_run_that_is_stopped_keeps_its_finished_batches(tmp_path, stop):
         "--iterations",
         "40",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that run in the background are started with it ignored
+    )
     deadline = time.monotonic() + 120
     while len(list(out.glob("*.safetensors"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
