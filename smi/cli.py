@@ -121,8 +121,11 @@ def _fail(message: str, code: int) -> int:
 
 
 def _kept(batches: list, output: Path) -> str:
-    images = sum(map(len, batches))
-    return f"{images} finished images are in {output}" if images else "no batch was finished, nothing was written"
+    from .storage import images_in
+
+    if not batches:
+        return "no batch was finished, nothing was written"
+    return f"{images_in(output)} finished images are in {output}"  # one batch more, where the run stopped between writing and telling
 
 
 class RunInterrupted(Exception):

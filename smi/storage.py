@@ -105,6 +105,11 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def images_in(folder: Path) -> int:
+    """How many images the result in a folder holds; raises InputError where there is none."""
+    return _manifest(folder)["images"]
+
+
 def _parts_to_replace(folder: Path) -> list[str]:
     """File names of the parts of an earlier result, as far as its JSON file can be read."""
     try:
