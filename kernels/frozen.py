@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch import call, load, resolve
+from .dispatch import call, resolve
 
 NAME = "dispatched"
 
@@ -99,6 +99,3 @@ def versions(weight: Tensor, tokens: int, heads: int) -> dict[str, str]:
         "linear_gelu": resolve("linear_gelu", "forward", x, w, w[0], "gelu", True),
         "linear_residual": resolve("linear_residual", "forward", x, w, w[0], x, None),
     }
-
-
-__all__ = ["Attention", "Embed", "Linear", "NAME", "Norm", "load", "versions"]

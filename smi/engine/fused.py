@@ -21,6 +21,7 @@ from ..kernels import frozen, packed
 from ..kernels.dispatch import backend
 from ..kernels.linear_gelu.reference import ACTIVATIONS
 from ..models import Block, Norm, ViT
+from .processor import faster_dtype
 from .reference import Output
 
 Memory = Callable[..., Tensor | None]  # name and shape to the memory of a result, or None where the layer makes its own
@@ -167,7 +168,7 @@ class Fused:
         if self.few:
             with torch.no_grad():
                 y, *statistics = self.norm_last.forward(x, memory("y", batch, tokens, d))
-                width = self.keys_values_width()
+                width = vit.blocks[-1].qkv.weight.shape[0] // 3
                 pairs = self.keys_values.forward(y, memory("kv", batch, tokens, 2 * width)).unflatten(-1, (2, vit.num_heads, -1))
             saved.last = (x, *statistics)
             leaves = [x[:, : self.few], y[:, : self.few], pairs]
@@ -183,9 +184,6 @@ class Fused:
             saved.logits = _classify(vit, read)
         row = weights.detach()[:, :, 0].mean(1)[:, vit.num_prefix :]
         return Output(saved.logits.detach(), row), weights.detach(), saved
-
-    def keys_values_width(self) -> int:
-        return self.vit.blocks[-1].qkv.weight.shape[0] // 3
 
     def backward(self, saved: Saved, grad_logits: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient [B, C, H, W] of the images, float32, from that of the logits [B, classes]; in out where it is given."""
@@ -280,10 +278,4 @@ def choose_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 on a GPU that has it; on the CPU whichever product is faster, measured once a process."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    return _faster_on_cpu()
-
-
-def _faster_on_cpu() -> torch.dtype:
-    from .processor import faster_dtype
-
     return faster_dtype()
