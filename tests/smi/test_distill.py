@@ -1,22 +1,18 @@
-"""Knowledge transfer: the augmentation, the loss, the loop that survives kills, the students, and what is refused."""
+"""Knowledge transfer: the augmentation, the loss, the loop, the students, and what is refused."""
 
 import copy
 import json
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 import smi
 from smi import engine
 from smi.cli import run
-from smi.distillation import Inversion, augment, loop, make_student, partly_fresh, small_student
+from smi.distillation import Inversion, augment, make_student, partly_fresh, small_student
 from smi.distillation.loop import divergence
 from smi.distillation.settings import make_optimiser, make_settings
 from smi.errors import InputError, RunError
@@ -27,24 +23,7 @@ from smi.readers import DenseFillWarning
 from smi.sparse_images import SparseImages
 from smi.teachers import digits
 from tests.conftest import VARIANTS, small_vit
-
-ROOT = Path(__file__).parents[2]
-QUICK = {"steps": 12, "batch_size": 8, "eval_every": 4, "progress": False, "preset": "adamw"}
-
-
-def make_images(count=40, kept=6, grid=(4, 4), patch=4, channels=3, classes=5, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    index = torch.rand(count, grid[0] * grid[1], generator=g).argsort(1)[:, :kept].sort(1).values
-    return SparseImages(
-        torch.randn(count, kept, channels, patch, patch, generator=g),
-        index,
-        torch.randint(classes, (count,), generator=g),
-        torch.arange(count),
-        torch.zeros(count, dtype=torch.int64),
-        grid,
-        mean=(0.5, 0.4, 0.3)[:channels],
-        std=(0.2, 0.25, 0.3)[:channels],
-    )
+from tests.smi.distilling import QUICK, make_images
 
 
 @pytest.fixture
@@ -147,9 +126,9 @@ def test_both_are_fed_the_same_short_sequences(vit, images, monkeypatch):
     lengths = set()
     forward = engine.forward_patches
 
-    def recorded(described, patches, index):
+    def recorded(described, patches, index, *rest):
         lengths.add((patches.shape[1], index.shape[1]))
-        return forward(described, patches, index)
+        return forward(described, patches, index, *rest)
 
     monkeypatch.setattr("smi.forward.forward_patches", recorded)
     smi.distill(vit, small_student(vit), images, **QUICK)
@@ -198,113 +177,6 @@ def test_images_from_a_running_inversion(vit):
     source = Inversion(vit, progress=False, **settings)
     assert not torch.equal(source(0).patches, source(1).patches)
     assert torch.equal(source(1).patches, source(1).patches)
-
-
-# kills
-
-
-def stopped_at(step):
-    def on_step(done, loss):
-        if done == step:
-            raise KeyboardInterrupt
-
-    return on_step
-
-
-@pytest.mark.parametrize("at", [1, 4, 5, 11])
-def test_an_interrupted_run_ends_like_one_that_was_not(vit, tmp_path, at):
-    made = []
-
-    def source(number):
-        made.append(number)
-        return make_images(24, seed=number)
-
-    student = partly_fresh(vit, 1)
-    whole = smi.distill(vit, student, source, refresh_every=3, **QUICK)
-    made.clear()
-    with pytest.raises(KeyboardInterrupt):
-        smi.distill(vit, student, source, refresh_every=3, output=tmp_path, on_step=stopped_at(at), **QUICK)
-    resumed = smi.distill(vit, student, source, refresh_every=3, output=tmp_path, **QUICK)
-    assert resumed.curve == whole.curve
-    assert all(torch.equal(weight, resumed.student.state_dict()[name]) for name, weight in whole.student.state_dict().items())
-    if at > 4:  # a state had been written: no round is made twice
-        assert made == [0, 1, 2, 3]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.jsonl", "model.json", "model.safetensors", "result.json"]
-    assert [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()] == whole.curve
-    again = smi.distill(vit, student, source, refresh_every=3, output=tmp_path, on_step=stopped_at(1), **QUICK)  # nothing is left to do
-    assert again.record() == resumed.record()
-
-
-KILLED = """
-import os, random, signal, sys, time
-import torch
-torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[2])
-import smi
-from smi.distillation import partly_fresh
-from tests.conftest import small_vit
-from tests.smi.test_distill import make_images
-
-folder, log = sys.argv[1], sys.argv[3]
-random.seed(0)
-kills = 0
-
-
-def taken():
-    return len(open(log).readlines()) if os.path.exists(log) else 0
-
-
-while True:
-    child = os.fork()
-    if child == 0:
-        teacher = small_vit()
-        smi.distill(teacher, partly_fresh(teacher, 1), make_images(), preset="published", lr=0.01, steps=60, batch_size=8, eval_every=3,
-                    output=folder, progress=False, on_step=lambda step, loss: open(log, "a").write(f"{step}\\n"))
-        os._exit(0)
-    if kills < 10:
-        started, steps = taken(), random.randint(1, 9)
-        while taken() < started + steps:
-            time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.03))
-        os.kill(child, signal.SIGKILL)
-        kills += 1
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status):
-        sys.exit(os.WEXITSTATUS(status))
-"""
-
-
-@pytest.mark.slow
-def test_killed_ten_times_at_random_moments(tmp_path):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the same order of additions in both processes
-    script, log = tmp_path / "killed.py", tmp_path / "steps"
-    script.write_text(KILLED)
-    subprocess.run([sys.executable, script, tmp_path / "out", ROOT, log], check=True, cwd=ROOT)
-    taken = [int(line) for line in log.read_text().split()]
-    assert len(taken) > 60  # steps after the last state were taken again, so there were kills in the middle
-    assert any(step > 3 and step <= before for before, step in zip(taken, taken[1:], strict=False))
-    teacher = small_vit()
-    whole = smi.distill(
-        teacher, partly_fresh(teacher, 1), make_images(), preset="published", lr=0.01, steps=60, batch_size=8, eval_every=3, progress=False
-    )
-    torch.set_num_threads(threads)
-    kept = load_file(tmp_path / "out" / "model.safetensors")
-    assert all(torch.equal(weight, kept[name]) for name, weight in whole.student.state_dict().items())
-    assert json.loads((tmp_path / "out" / "result.json").read_text())["result"]["curve"] == whole.curve
-
-
-def test_a_folder_with_another_run_is_not_mixed(vit, images, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        smi.distill(vit, small_student(vit), images, output=tmp_path, on_step=stopped_at(6), **QUICK)
-    with pytest.raises(InputError, match="run with other settings"):
-        smi.distill(vit, small_student(vit), images, output=tmp_path, **{**QUICK, "batch_size": 4})
-    with pytest.raises(InputError, match="run with other images"):
-        smi.distill(vit, small_student(vit), make_images(seed=1), output=tmp_path, **QUICK)
-    smi.distill(vit, small_student(vit), make_images(seed=1), output=tmp_path, force=True, **QUICK)
-    (tmp_path / "result.json").unlink()
-    with pytest.raises(InputError, match="not empty"):
-        smi.distill(vit, small_student(vit), images, output=tmp_path, **QUICK)
 
 
 # students
@@ -460,18 +332,3 @@ def test_the_command(tmp_path, capsys):
     capsys.readouterr()
     assert run(["distill", str(tmp_path / "images"), "-o", str(tmp_path / "d"), "--refresh-every", "2", *train]) == 2
     assert "leave out the folder" in capsys.readouterr().err
-
-
-def test_states_are_written_whole(vit, tmp_path, monkeypatch):
-    optimiser = torch.optim.SGD(vit.parameters(), lr=0.1)
-    loop.save_state(tmp_path / "state.safetensors", vit, optimiser, {"step": 1})
-    before = (tmp_path / "state.safetensors").read_bytes()
-
-    def half(tensors, path, metadata):
-        path.write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("smi.training_state.save_file", half)
-    with pytest.raises(RunError, match="No space left"):
-        loop.save_state(tmp_path / "state.safetensors", vit, optimiser, {"step": 2})
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
