@@ -1,0 +1,285 @@
+"""The evidence runner: its floors, its table, what it refuses, and that nothing which is finished is made again."""
+
+import json
+import shutil
+from dataclasses import asdict
+
+import pytest
+
+from bench import evidence, record
+from bench import evidence_cells as cells
+from bench.evidence_floors import FLOPS, SPEEDUPS, failures
+
+OPTIMISED = ("dense", "psaq", "smi", "pri2", "pri4", "pri7")  # rows whose images cost iterations
+COLUMNS = ("agreement", "full", "w8a8", "copy", "small", "trunk")  # one width: every further one exports the teacher again
+STEPS = [f"--{name}-steps=2" for name in ("copy", "small", "trunk")]
+SMALL = ["--images=42", "--batch-size=6", "--iterations=7", *STEPS, "--trunk-learning=2", "--student-batch=4", "--test-images=20", "--seeds=1"]
+TINY = ["--rows", "gaussian", "pri7", "--columns", *COLUMNS, *SMALL]
+
+
+# floors
+
+
+def good_rows():
+    """A table in which everything lies above its floor."""
+    made = {name: {"full": 0.98, "w8a8": 0.978, "w4a8": 0.97, "copy": 0.95, "small": 0.85} for name in cells.ROWS}
+    made["gaussian"] |= {"w8a8": 0.5, "w4a8": 0.4, "copy": 0.4, "small": 0.2}
+    for name in OPTIMISED:
+        made[name] |= {"flops_ratio": 1.004, "speedup": 12.0}
+    return made
+
+
+def as_rows(columns):
+    return [{"method": method, **{name: [value, value] for name, value in found.items()}} for method, found in columns.items()]
+
+
+def test_nothing_is_said_of_a_table_above_its_floors():
+    assert failures(as_rows(good_rows())) == []
+
+
+LOW = [("copy", method, 0.85) for method in ("smi", "pri2", "pri4", "pri7", "dense")]
+LOW += [("small", method, 0.5) for method in ("smi", "pri2", "pri4", "pri7", "dense")]
+LOW += [("speedup", method, floor - 0.1) for method, floor in SPEEDUPS.items()]
+LOW += [(column, method, 0.95) for column in ("w8a8", "w4a8") for method in (*OPTIMISED, "real")]
+LOW += [("flops_ratio", method, ratio) for method, ratio in zip(OPTIMISED, (0.97, 1.03) * 3, strict=True)]
+HIGH = [("copy", "gaussian", 0.85), ("small", "gaussian", 0.5)]
+
+
+@pytest.mark.parametrize(("column", "method", "value"), LOW + HIGH)
+def test_each_value_beyond_its_floor_is_named(column, method, value):
+    planted = good_rows()
+    planted[method][column] = value
+    wrong = failures(as_rows(planted))
+    named = {"flops_ratio": "FLOPs"}.get(column, column)
+    assert any(f"{named} of {method} " in line or f"{named} of {method} are" in line for line in wrong)
+    assert all(f"{value:.3f}" in line for line in wrong)
+
+
+def test_pri_may_not_fall_far_behind_smi():
+    planted = good_rows()
+    planted["pri4"]["copy"], planted["smi"]["copy"] = 0.91, 0.96
+    (line,) = failures(as_rows(planted))
+    assert "copy of pri4 is 0.910" in line
+    assert "0.960" in line
+
+
+def test_the_mean_over_seeds_is_judged():
+    rows = as_rows(good_rows())
+    row = next(row for row in rows if row["method"] == "pri7")
+    row["small"] = [0.6, 0.8]
+    assert failures(rows) == []
+    row["small"] = [0.5, 0.7]
+    assert len(failures(rows)) == 1
+
+
+def test_what_is_missing_is_named():
+    planted = good_rows()
+    del planted["pri7"]
+    del planted["gaussian"]["small"]
+    wrong = failures(as_rows(planted))
+    assert {f"{column} of pri7 was not measured" for column in ("copy", "small", "speedup")} | {"small of gaussian was not measured"} == set(wrong)
+    assert failures([])  # a run of nothing passes no check
+
+
+def test_other_data_has_only_the_common_floors():
+    planted = good_rows()
+    planted["smi"]["copy"] = 0.2
+    assert failures(as_rows(planted), "cifar10") == []
+    planted["smi"]["w8a8"] = planted["pri2"]["flops_ratio"] = 0.5
+    assert len(failures(as_rows(planted), "cifar10")) == 2
+
+
+# the columns of the methods
+
+
+def settings(*arguments):
+    """The settings of a command line."""
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evidence, "open_folder", lambda folder, config, force: made.append(config))
+        patch.setattr(evidence, "run", lambda *given: None)
+        patch.setattr(evidence, "collect", lambda *given: [])
+        assert evidence.main([*arguments, "--no-append"]) == 0
+    return made[0]
+
+
+@pytest.mark.parametrize("row", OPTIMISED)
+def test_counted_flops_are_those_of_the_cost_model(row):
+    count, ratio = cells.flops(settings(), row)
+    assert abs(ratio - 1) < FLOPS
+    dense, _ = cells.flops(settings(), "dense")
+    assert count == dense if row in ("dense", "psaq") else count < 0.7 * dense
+
+
+def test_every_row_asks_for_the_same_images_and_weight_of_the_total_variation():
+    config = settings()
+    for row in OPTIMISED:
+        asked = cells.options(config, row)
+        assert (asked["num_images"], asked["iterations"], asked["batch_size"]) == (config.images, config.iterations, config.batch_size)
+        assert asked.get("tv_weight", config.tv_weight) == config.tv_weight
+    assert [cells.options(config, row)["division"] for row in ("pri2", "pri4", "pri7")] == [2, 4, 7]
+
+
+# the table
+
+
+def test_columns_by_seed_and_their_mean_and_deviation(tmp_path, capsys):
+    for seed, (dense, pri) in enumerate([(60.0, 6.0), (64.0, 8.0)]):
+        cells.write(tmp_path, "dense", seed, seconds=dense, agreement=1.0, full=0.98, copy_curve=[{"step": 1}])
+        cells.write(tmp_path, "pri4", seed, seconds=pri, agreement=0.9 + 0.02 * seed, full=0.98)
+        cells.write(tmp_path, "gaussian", seed, seconds=0.1, full=0.98)
+    cells.write(tmp_path, "dense", 1, copy=0.5)  # known for one seed of two
+    rows = ["gaussian", "dense", "pri4"]
+    noise, dense, pri = found = evidence.collect(tmp_path, 2, rows)
+    assert [row["method"] for row in found] == rows
+    assert dense["seconds"] == [60.0, 64.0]
+    assert dense["speedup"] == [1.0, 1.0]
+    assert pri["speedup"] == [10.0, 8.0]  # of the same seed
+    assert "speedup" not in noise
+    assert "copy" not in dense
+    assert "copy_curve" not in dense
+    evidence.show(settings(), found, 2)
+    shown = capsys.readouterr().out
+    (line,) = (line for line in shown.splitlines() if "PRI v=4" in line)
+    assert "7.0 ± 1.4" in line
+    assert "9.00 ± 1.41" in line
+    assert "91.0 ± 1.4" in line
+    assert "copy" not in shown
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "cifar10"], "cifar10 needs a teacher"),
+        (["--seeds", "0"], "seeds and jobs must be at least 1"),
+        (["--jobs", "0"], "seeds and jobs must be at least 1"),
+        (["--images", "0"], "num_images must be"),
+        (["--iterations", "0"], "iterations must be"),
+        (["--batch-size", "-1"], "batch_size must be"),
+        (["--tv-weight", "nan"], "tv_weight must be"),
+        (["--teacher", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tmp_path, capsys):
+    assert evidence.main([*TINY, "--rows", "pri7", "--folder", str(tmp_path / "out"), "--no-append", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("evidence: ")
+    assert err.count("\n") == 1, f"one sentence expected, got: {err}"
+    assert message in err
+    assert not list(tmp_path.rglob("cell.json"))
+
+
+def test_data_that_is_not_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("SMI_CIFAR10", raising=False)
+    arguments = ["--data", "cifar10", "--teacher", "digits", "--rows", "real"]
+    assert evidence.main([*TINY, *arguments, "--folder", str(tmp_path), "--no-append"]) == 2
+    assert "set SMI_CIFAR10" in capsys.readouterr().err
+
+
+# a run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder in which the command came to its end."""
+    pytest.importorskip("sklearn")
+    pytest.importorskip("torchao")
+    folder = tmp_path_factory.mktemp("evidence") / "out"
+    assert evidence.main([*TINY, "--folder", str(folder), "--no-append"]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "out")
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Where rows are appended instead of bench/results."""
+    path = tmp_path / "results" / "here.jsonl"
+    monkeypatch.setattr(evidence, "results_file", lambda device: path)
+    return path
+
+
+def test_a_run_fills_every_cell(made):
+    config = json.loads((made / "config.json").read_text())
+    assert config == asdict(settings(*TINY))
+    for row in ("gaussian", "pri7"):
+        cell = cells.read(made, row, 0)
+        assert set(COLUMNS) | {"seconds", "confidence"} <= set(cell)
+        assert all(0 <= cell[name] <= 1 for name in COLUMNS)
+        assert cell["full"] > 0.9  # the teacher on real digits
+        for name in cells.STUDENTS:
+            assert [point["step"] for point in cell[f"{name}_curve"]] == [1, 2]
+            assert cell[f"{name}_curve"][-1]["seconds"] > 0
+        assert len(cells.smi.SparseImages.load(made / "seed0" / row / "images")) == 42
+    assert abs(cells.read(made, "pri7", 0)["flops_ratio"] - 1) < FLOPS
+    assert "gflops" not in cells.read(made, "gaussian", 0)
+
+
+def state(folder):
+    return {path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "config.json"}
+
+
+def test_what_is_finished_is_not_made_again(folder, capsys):
+    cells.write(folder, "pri7", 0, copy=0.123)
+    before = state(folder)
+    assert evidence.main([*TINY, "--folder", str(folder), "--no-append"]) == 0
+    assert state(folder) == before
+    shown = capsys.readouterr().out
+    assert "seed 0" not in shown
+    assert "12.3" in next(line for line in shown.splitlines() if "PRI v=7" in line)
+
+
+def test_a_column_that_is_missing_is_made_and_no_other(folder, capsys):
+    cell = cells.read(folder, "pri7", 0)
+    kept = {name: value for name, value in cell.items() if name != "agreement"}
+    (folder / "seed0" / "pri7" / "cell.json").write_text(json.dumps({**kept, "full": 0.5}))
+    assert evidence.main([*TINY, "--folder", str(folder), "--no-append"]) == 0
+    assert cells.read(folder, "pri7", 0) == {**cell, "full": 0.5}
+    assert [line.split(":")[1].split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("seed")] == ["agreement"]
+
+
+def test_a_folder_of_other_settings_is_refused_unless_forced(folder, capsys):
+    other = [*TINY, "--tv-weight", "1e-3", "--folder", str(folder), "--no-append"]
+    before, config = state(folder), (folder / "config.json").read_text()
+    assert evidence.main(other) == 2
+    err = capsys.readouterr().err
+    assert err == f"evidence: {folder} holds evidence of other settings: choose another --folder\n"
+    assert (folder / "config.json").read_text() == config
+    assert evidence.main([*other, "--force"]) == 0
+    assert state(folder) == before
+    assert json.loads((folder / "config.json").read_text())["tv_weight"] == 1e-3
+
+
+def test_rows_are_appended_once(folder, results, capsys):
+    results.parent.mkdir()
+    results.write_text('{"earlier": 1}\n')
+    command = [*TINY, "--folder", str(folder)]
+    assert evidence.main(command) == 0
+    rows = record.read(results)
+    assert rows[0] == {"earlier": 1}
+    assert [(row["kind"], row["method"]) for row in rows[1:]] == [("evidence", "gaussian"), ("evidence", "pri7")]
+    for row in rows[1:]:
+        assert row["config"] == json.loads((folder / "config.json").read_text())
+        assert {"commit", "dirty", "device", "torch", "time"} <= set(row)
+        assert "run" not in row  # the newest run of the suites stays the newest
+        assert all(row[name] == [cells.read(folder, row["method"], 0)[name]] for name in ("seconds", *COLUMNS))
+    assert evidence.main(command) == 0
+    assert record.read(results) == rows
+    cells.write(folder, "gaussian", 0, copy=0.0)
+    assert evidence.main(command) == 0
+    assert record.read(results)[:3] == rows
+    assert len(record.read(results)) == 5
+
+
+def test_the_check_fails_with_what_lies_below(folder, results, capsys):
+    assert evidence.main([*TINY, "--folder", str(folder), "--check", "--no-append"]) == 1
+    below = [line for line in capsys.readouterr().out.splitlines() if line.startswith("below its floor: ")]
+    assert "below its floor: speedup of smi was not measured" in below
+    assert any("small of pri7 is " in line for line in below)
+    assert not results.exists()
