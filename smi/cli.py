@@ -12,6 +12,7 @@ from .kernels.dispatch import BackendUnavailable, backend
 from .losses import TV_WEIGHT
 from .schedules import PUBLISHED_ITERATIONS
 from .settings import BATCH_SIZE
+from .snapshots import SNAPSHOTS
 
 HELP = {"help_option_names": ["-h", "--help"], "show_default": True}
 
@@ -160,6 +161,7 @@ def smi(traceback) -> None:
     click.option("--max-memory", type=float, help="GiB beside the weights: batches run in as many parts as that takes."),
     SEED,
     click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one when absent."),
+    click.option("--snapshots", default=SNAPSHOTS, help="Of the first image, kept beside the images for smi report; 0 for none."),
     FORCE,
     AS_JSON,
 )
@@ -206,6 +208,22 @@ def show(folder, output, columns, force, as_json) -> None:
     title = f"{source.get('method', '')} inversion of {source.get('model', 'a ViT')}, {patches}"
     path = picture_grid(rows_of(images, columns), output or folder / "grid.png", title=title)
     print(json.dumps({"picture": str(path), "images": len(images)}) if as_json else f"picture written to {path}")
+
+
+@smi.command()
+@options(
+    FOLDER,
+    click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder for report.html and the pictures; FOLDER when absent."),
+    click.option("--model", help="Who judges the images, as in the other commands; the model they came from where it is 'digits' when absent."),
+    click.option("--checkpoint", type=click.Path(path_type=Path), help="Its weights; without --model those of the model that the images name."),
+    AS_JSON,
+)
+def report(folder, output, model, checkpoint, as_json) -> None:
+    """Show what FOLDER holds, images, several folders of them, a demo or evidence, on one HTML page."""
+    from .report import write_report
+
+    result = write_report(folder, output, model=model, checkpoint=checkpoint)
+    print(json.dumps(result) if as_json else f"report written to {result['report']}, its {len(result['pictures'])} pictures beside it")
 
 
 @smi.command()

@@ -24,6 +24,7 @@ from .patches import to_patches
 from .progress import show_progress
 from .schedules import Event
 from .settings import Iteration, Run, prepare
+from .snapshots import SNAPSHOTS, Recorder, check_snapshots
 from .sparse_images import SparseImages
 
 
@@ -42,6 +43,7 @@ def invert(
     *,
     output: str | Path | None = None,
     force: bool = False,
+    snapshots: int = SNAPSHOTS,
     progress: bool = True,
     on_batch: Callable[[SparseImages], None] | None = None,
     **settings,
@@ -49,26 +51,43 @@ def invert(
     """Synthesise sparse images from a trained timm ViT, without data.
 
     The settings are those of `invert_batches`, and: output: a folder to which every finished batch is written at once, so that an interrupted run
-    keeps it; force: replace the images in it. progress: show iteration, it/s, loss, active patches and time left on the terminal. on_batch: called
-    with each finished batch, once it is written. Raises InputError for what cannot be done, RunError where a run fails.
+    keeps it; force: replace the images in it; snapshots: how many of the first trajectory are kept there for `smi report`, 0 for none. progress: show
+    iteration, it/s, loss, active patches and time left on the terminal. on_batch: called with each finished batch, once it is written. Raises
+    InputError for what cannot be done, RunError where a run fails.
     """
     from .storage import Writer
 
+    check_snapshots(snapshots)
     run, on_iteration = prepare(model, **settings)
     writer = None if output is None else Writer(output, force=force)
+    recorder = Recorder(run, snapshots) if writer is not None and snapshots and run.schedule.iterations else None
     parts: list[SparseImages] = []
     try:
-        with show_progress(on_iteration, "{method}, {engine} {dtype}".format(**run.provenance), shown=progress) as report:
+        with show_progress(_both(recorder, on_iteration), "{method}, {engine} {dtype}".format(**run.provenance), shown=progress) as report:
             for part in run_batches(run, report):
                 parts.append(part)
                 if writer is not None:
                     writer.add(part)
+                if recorder is not None and len(parts) == 1:
+                    recorder.save(writer.folder)
                 if on_batch is not None:
                     on_batch(part)
     finally:
         if writer is not None:
             writer.close(complete=sum(map(len, parts)) == run.num_images)
     return SparseImages.cat(parts)
+
+
+def _both(first: Callable | None, second: Callable | None) -> Callable | None:
+    """A callback that calls two, either of which may be missing."""
+    if first is None or second is None:
+        return first or second
+
+    def call(at: Iteration) -> None:
+        first(at)
+        second(at)
+
+    return call
 
 
 @_takes_settings

@@ -1,0 +1,227 @@
+"""The page of a folder of `bench.evidence`: FOLDER/config.json and FOLDER/seedN/ROW/cell.json, whatever part of it is there yet.
+
+A cell is an object of columns, numbers, and of learning curves, NAME_curve: rows of step, seconds and accuracy.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import InputError
+from ..sparse_images import SparseImages
+from ..storage import MANIFEST
+from . import pictures, plots
+from .images import COLUMNS, OVERVIEW, Place, provenance_table
+from .page import Figure, Pair, Part, Section, Table, number
+from .plots import Curve
+from .published import TITLES, Ours, published_tables
+
+CONFIG, CELL = "config.json", "cell.json"
+UNITS = {
+    "seconds": ("seconds", 1.0, 1),
+    "speedup": ("speed-up", 1.0, 2),
+    "gflops": ("GFLOP per image", 1.0, 2),
+    "flops_ratio": ("FLOPs, counted over predicted", 1.0, 3),
+}
+SHARES = {  # in per cent
+    "agreement": "teacher agrees", "full": "full precision", "w8a8": "W8/A8", "w4a8": "W4/A8", "w4a4": "W4/A4", "w4a3": "W4/A3", "w2a8": "W2/A8",
+    "copy": "student: copy", "small": "student: small", "trunk": "student: trunk",
+}  # fmt: skip
+STUDENTS = {
+    "copy": "a copy of the teacher with its last blocks fresh",
+    "small": "a small fresh ViT",
+    "trunk": "a new head on a trunk that knows other classes",
+}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known: cells[row][seed], a row being a method."""
+
+    config: dict
+    cells: dict[str, dict[int, dict]]
+    folder: Path
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({seed for found in self.cells.values() for seed in found})
+
+    def values(self, row: str, column: str) -> list[float]:
+        """One number for each seed that has it."""
+        return [cell[column] for _, cell in sorted(self.cells[row].items()) if isinstance(cell.get(column), int | float)]
+
+    def speedups(self, row: str) -> list[float]:
+        """Over dense, seed by seed."""
+        dense = self.cells.get("dense", {})
+        pairs = [(dense[seed].get("seconds"), cell.get("seconds")) for seed, cell in sorted(self.cells[row].items()) if seed in dense]
+        return [] if row in ("gaussian", "real") else [of_dense / mine for of_dense, mine in pairs if of_dense and mine]
+
+
+def is_evidence(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() and any(folder.glob(f"seed*/*/{CELL}"))
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Every cell that is there; raises InputError where one cannot be read."""
+    cells: dict[str, dict[int, dict]] = {}
+    config = _json(folder / CONFIG)
+    for path in sorted(folder.glob(f"seed*/*/{CELL}")):
+        seed = path.parents[1].name.removeprefix("seed")
+        if seed.isdecimal():
+            cells.setdefault(path.parent.name, {})[int(seed)] = _json(path)
+    order = [name for name in TITLES if name in cells] + sorted(cells.keys() - TITLES.keys())
+    return Evidence(config, {name: cells[name] for name in order}, folder)
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return found
+
+
+def title(row: str) -> str:
+    return TITLES.get(row, row).split(" (")[0]
+
+
+def summary(evidence: Evidence) -> str:
+    seeds = len(evidence.seeds)
+    about = evidence.config
+    return (
+        f"What each method's images cost and what they are worth on {about.get('data', 'real data')}: {about.get('images', '?')} images by "
+        f"{about.get('iterations', '?')} iterations, {seeds} seed{'s' if seeds > 1 else ''}."
+    )
+
+
+def sections(evidence: Evidence, place: Place) -> list[Section]:
+    """The chapters of the page."""
+    return [
+        Section("Images", _images(evidence, place)),
+        Section("Comparison", _comparison(evidence, place)),
+        Section("Convergence", _convergence(evidence, place)),
+        Section("Published figures beside ours", published_tables(_ours(evidence))),
+        Section("Provenance", [provenance_table(evidence.config, "Everything that decided the figures")]),
+    ]
+
+
+def _images(evidence: Evidence, place: Place) -> list[Part]:
+    """The first images of every method, of the first seed that has them."""
+    rows = []
+    for row, cells in evidence.cells.items():
+        folders = [evidence.folder / f"seed{seed}" / row / "images" for seed in sorted(cells)]
+        folder = next((path for path in folders if (path / MANIFEST).is_file()), None)
+        if folder is not None:
+            rows.append((title(row), pictures.variety(SparseImages.load(folder), COLUMNS)))
+    if not rows:
+        return []
+    return [Figure(pictures.picture_grid(rows, place("overview")), OVERVIEW, "Synthesised images of every method, one method in each row")]
+
+
+def _comparison(evidence: Evidence, place: Place) -> list[Part]:
+    """The table, and its two plots."""
+    rows = list(evidence.cells)
+    columns = [name for name in (*UNITS, *SHARES) if any(_of(evidence, row, name) for row in rows)]
+    heads = ["method", *(UNITS[name][0] if name in UNITS else f"{SHARES[name]}, %" for name in columns)]
+    lines = [[title(row), *(_mean(name, _of(evidence, row, name)) for name in columns)] for row in rows]
+    spread = "mean ± standard deviation over seeds" if len(evidence.seeds) > 1 else "one seed"
+    parts: list[Part] = [Table(f"Cost and worth, {spread}", heads, lines, "A dash: not measured, or not yet.")]
+    timed = [row for row in rows if evidence.speedups(row)]
+    if timed:
+        series = {"measured": [statistics.mean(evidence.speedups(row)) for row in timed]}
+        predicted = [_predicted(evidence, row) for row in timed]
+        if any(value is not None for value in predicted):
+            series["predicted by FLOPs"] = predicted
+        path = plots.plot_bars([title(row) for row in timed], series, place("speedup"), label="speed over dense", suffix="×")
+        caption = "How many finished images a method gives in the time of one dense image: measured, and as its FLOPs predict."
+        parts.append(Figure(path, caption, "Bars of speed over dense inversion for each method"))
+    shares = [name for name in SHARES if name != "full" and name in columns]
+    if shares:
+        points = {SHARES[name]: [_point(evidence.values(row, name)) for row in rows] for name in shares}
+        full = [value for row in rows for value in evidence.values(row, "full")]
+        levels = {"the teacher itself": statistics.mean(full)} if full else {}
+        path = plots.plot_shares([title(row) for row in rows], points, levels, place("accuracy"))
+        caption = "What the images are worth: agreement of the teacher, and on real test images the quantised teacher's accuracy and the students'."
+        parts.append(Figure(path, caption, "Points of agreement, quantised accuracy and student accuracy for each method"))
+    return parts
+
+
+def _of(evidence: Evidence, row: str, column: str) -> list[float]:
+    if column == "seconds" and row == "real":
+        return []  # those of reading a file
+    return evidence.speedups(row) if column == "speedup" else evidence.values(row, column)
+
+
+def _mean(column: str, values: Sequence[float]) -> str:
+    _, scale, digits = UNITS.get(column, ("", 100.0, 1))
+    if not values:
+        return number(None)
+    spread = f" ± {statistics.stdev(values) * scale:.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values) * scale:.{digits}f}{spread}"
+
+
+def _point(values: Sequence[float]) -> tuple[float, float] | None:
+    return (statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0) if values else None
+
+
+def _predicted(evidence: Evidence, row: str) -> float | None:
+    dense, mine = (evidence.values(name, "gflops") if name in evidence.cells else [] for name in ("dense", row))
+    return statistics.mean(dense) / statistics.mean(mine) if dense and mine else None
+
+
+def _convergence(evidence: Evidence, place: Place) -> list[Part]:
+    """Accuracy of each student against steps and against seconds."""
+    parts: list[Part] = []
+    for name, words in STUDENTS.items():
+        drawn = []
+        for axis, label in (("step", "step"), ("seconds", "seconds of training")):
+            curves = [curve for row in evidence.cells if (curve := mean_curve(evidence, row, name, axis))]
+            if curves:
+                path = plots.plot_curves(curves, place(f"{name}-{axis}"), xlabel=label, ylabel="accuracy on real test images")
+                caption = f"How {words} learns from each method's images, against {label}" + (
+                    "; bands are the deviation over seeds." if any(curve.spread for curve in curves) else "."
+                )
+                drawn.append(Figure(path, caption, f"Learning curves of the student '{name}' against {label}, one line for each method"))
+        parts += [Pair(drawn)] if drawn else []
+    return parts or ["No learning curves were measured yet."]
+
+
+def mean_curve(evidence: Evidence, row: str, student: str, axis: str) -> Curve | None:
+    """Mean over seeds of a learning curve, at the points that every seed has."""
+    curves = [cell.get(f"{student}_curve") for _, cell in sorted(evidence.cells[row].items())]
+    curves = [curve for curve in curves if curve and all(point.get(axis) is not None and point.get("accuracy") is not None for point in curve)]
+    if not curves:
+        return None
+    points = list(zip(*curves, strict=False))
+    x = [statistics.mean(point[axis] for point in same) for same in points]
+    y = [[point["accuracy"] for point in same] for same in points]
+    spread = [statistics.stdev(values) for values in y] if len(curves) > 1 else None
+    return Curve(title(row), x, [statistics.mean(values) for values in y], spread)
+
+
+def _ours(evidence: Evidence) -> Ours:
+    rows, about = evidence.cells, evidence.config
+
+    def mean_of(row: str, column: str) -> float | None:
+        values = evidence.values(row, column)
+        return statistics.mean(values) if values else None
+
+    quantised = {row: (mean_of(row, "w4a8"), mean_of(row, "w8a8")) for row in rows if mean_of(row, "w8a8") is not None}
+    transfer = {row: mean_of(row, "copy") for row in rows if mean_of(row, "copy") is not None}
+    full = [value for row in rows for value in evidence.values(row, "full")]
+    if full:
+        quantised = {"full": (statistics.mean(full),) * 2, **quantised} if quantised else {}
+        transfer = {"full": statistics.mean(full), **transfer} if transfer else {}
+    predicted = {row: _predicted(evidence, row) for row in rows}
+    teacher = Path(str(about.get("teacher", "?"))).name
+    return Ours(
+        model=f"{about.get('data', 'other')} data, the teacher '{teacher}' and {about.get('iterations', '?')} iterations",
+        speedups={row: statistics.mean(evidence.speedups(row)) for row in rows if evidence.speedups(row)},
+        predicted={row: value for row, value in predicted.items() if value is not None},
+        quantised=quantised,
+        transfer=transfer,
+    )

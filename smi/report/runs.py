@@ -1,0 +1,136 @@
+"""The page of a folder that holds the images of several methods, such as `smi demo` writes, with its table."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import InputError
+from ..storage import MANIFEST
+from . import images, pictures, plots
+from .images import Place, Result
+from .page import Details, Figure, Heading, Part, Section, Table, factor, number, per_cent
+from .published import Ours, published_tables
+
+DEMO = "demo.json"
+FORMAT = "smi.demo/1"
+SHARES = {"agreement": "teacher agrees", "w8a8": "W8/A8", "w4a8": "W4/A8", "transfer": "student"}  # columns of the table that are shares
+
+
+def image_folders(folder: Path) -> list[Path]:
+    """Folders of images directly in a folder, by name."""
+    return sorted(path.parent for path in folder.glob(f"*/{MANIFEST}"))
+
+
+def read_demo(folder: Path) -> dict | None:
+    """The table that the demo wrote, None where there is none; raises InputError where it cannot be read."""
+    path = folder / DEMO
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT:
+            raise ValueError(f"it is not of format {FORMAT}")
+        for row in found["table"]:
+            _ = row["method"], row["folder"], float(row["sparsity"]), int(row["images"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as the demo's table ({type(error).__name__}: {error})") from error
+    return found
+
+
+def sections(results: Sequence[tuple[Path, Result]], demo: dict | None, place: Place) -> list[Section]:
+    """The chapters: what is compared, the published figures, then one for each method."""
+    every = [result for _, result in results]
+    made = [Section("Images", [overview(every, place)])]
+    made.append(Section("Comparison", [_facts(every)] if demo is None else _comparison(demo, place)))
+    if demo is not None:
+        made.append(Section("Published figures beside ours", published_tables(_ours(demo))))
+    made += [Section(result.name, _method(folder, result, place)) for folder, result in results]
+    return [*made, Section("Provenance", _provenance(every, demo))]
+
+
+def overview(results: Sequence[Result], place: Place, columns: int = images.COLUMNS) -> Figure:
+    """The first images of every method."""
+    rows = [(result.name, pictures.variety(result.images, columns)) for result in results]
+    return Figure(pictures.picture_grid(rows, place("overview")), images.OVERVIEW, "Synthesised images of every method, one method in each row")
+
+
+def _method(folder: Path, result: Result, place: Place) -> list[Part]:
+    def own(name: str) -> Path:
+        return place(f"{folder.name}-{name}")
+
+    chapters = images.sections(result, own)[:-1]  # the provenances are at the end of the page
+    inner = [part for chapter in chapters for part in (Heading(chapter.title), *chapter.parts)]
+    return [images.summary(result), *inner]
+
+
+def _provenance(results: Sequence[Result], demo: dict | None) -> list[Part]:
+    parts: list[Part] = [Details(f"Provenance of {result.name}", [images.provenance_table(result.images.provenance)]) for result in results]
+    if demo is not None and demo.get("downstream"):
+        parts.append(images.provenance_table(demo["downstream"], "Quantisation and transfer"))
+    return parts
+
+
+def _facts(results: Sequence[Result]) -> Table:
+    """What is known without the demo's table."""
+    rows = []
+    for result in results:
+        cells = result.images.grid[0] * result.images.grid[1]
+        agreement = None if result.found is None else result.found.teacher.agreement
+        rows.append([result.name, str(len(result.images)), f"{result.images.index.shape[1]} of {cells}", str(result.stages), per_cent(agreement)])
+    return Table("The folders of images", ["folder", "images", "patches each", "stages", "agree with their label"], rows)
+
+
+def _comparison(demo: dict, place: Place) -> list[Part]:
+    """The demo's table and its two plots."""
+    table, settings = demo["table"], demo.get("settings", {})
+    shares = [name for name in SHARES if any(row.get(name) is not None for row in table)]
+    columns = ["method", "sparsity", "images", "seconds", "images/s", "speed-up", "FLOPs predict", *(SHARES[name] for name in shares)]
+    rows = [
+        [
+            row["method"], per_cent(row["sparsity"], 0), str(row["images"]), number(row.get("seconds")), number(row.get("images_per_second")),
+            factor(row.get("speedup")), factor(row.get("flops_speedup")), *(per_cent(row.get(name)) for name in shares),
+        ]
+        for row in table
+    ]  # fmt: skip
+    caption = "The same number of images by every method"
+    if settings:
+        caption += ": {iterations} iterations, batches of {batch_size} trajectories, a_tv {tv_weight:g}, {device}".format(**settings)
+    parts: list[Part] = [Table(caption, columns, rows, " ".join([*demo.get("notes", [])]))]
+    timed = [row for row in table if row.get("speedup") is not None]
+    if timed:
+        series = {"measured": [row["speedup"] for row in timed], "predicted by FLOPs": [row["flops_speedup"] for row in timed]}
+        path = plots.plot_bars([row["method"] for row in timed], series, place("speedup"), label="finished images per second, dense = 1", suffix="×")
+        caption = (
+            "How many finished images a method gives in the time of one dense image: measured here, and what its FLOPs alone predict. "
+            "The difference is work that does not shrink with the patches."
+        )
+        parts.append(Figure(path, caption, "Bars of speed over dense inversion, measured and predicted, for each method"))
+    if shares:
+        points = {SHARES[name]: [None if row.get(name) is None else (row[name], 0.0) for row in table] for name in shares}
+        levels = {} if demo.get("full") is None else {"the teacher itself": demo["full"]}
+        path = plots.plot_shares([row["method"] for row in table], points, levels, place("accuracy"))
+        caption = (
+            "What the images are worth: the share that the teacher assigns to their label, and on the real test images the accuracy of the teacher "
+            "quantised with them and of a student that learned from them."
+        )
+        parts.append(Figure(path, caption, "Points of agreement, quantised accuracy and student accuracy for each method"))
+    return parts
+
+
+def _ours(demo: dict) -> Ours:
+    settings = demo.get("settings", {})
+    rows = {row["folder"]: row for row in demo["table"]}
+    quantised = {name: (row.get("w4a8"), row.get("w8a8")) for name, row in rows.items() if row.get("w8a8") is not None}
+    full = demo.get("full")
+    if quantised and full is not None:
+        quantised["full"] = (full, full)
+    transfer = {name: row["transfer"] for name, row in rows.items() if row.get("transfer") is not None}
+    if transfer and full is not None:
+        transfer["full"] = full
+    return Ours(
+        model=f"the embedded digits teacher (32 px, 64 patches, {settings.get('iterations', '?')} iterations) on this machine",
+        speedups={name: row["speedup"] for name, row in rows.items() if row.get("speedup") is not None},
+        predicted={name: row["flops_speedup"] for name, row in rows.items() if row.get("flops_speedup") is not None},
+        quantised=quantised,
+        transfer=transfer,
+    )
