@@ -1,18 +1,24 @@
 """The evidence runner: its floors, its table, what it refuses, and that nothing which is finished is made again."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from bench import evidence, record
 from bench import evidence_cells as cells
 from bench.evidence_floors import FLOPS, SPEEDUPS, failures
+from tests.bench.killer import read
 
+ROOT = Path(__file__).parents[2]
 OPTIMISED = ("dense", "psaq", "smi", "pri2", "pri4", "pri7")  # rows whose images cost iterations
 COLUMNS = ("agreement", "full", "w8a8", "copy", "small", "trunk")  # one width: every further one exports the teacher again
-STEPS = [f"--{name}-steps=2" for name in ("copy", "small", "trunk")]
+STEPS = [f"--{name}-steps=5" for name in ("copy", "small", "trunk")]
 SMALL = ["--images=42", "--batch-size=6", "--iterations=7", *STEPS, "--trunk-learning=2", "--student-batch=4", "--test-images=20", "--seeds=1"]
 TINY = ["--rows", "gaussian", "pri7", "--columns", *COLUMNS, *SMALL]
 
@@ -214,7 +220,7 @@ def test_a_run_fills_every_cell(made):
         assert all(0 <= cell[name] <= 1 for name in COLUMNS)
         assert cell["full"] > 0.9  # the teacher on real digits
         for name in cells.STUDENTS:
-            assert [point["step"] for point in cell[f"{name}_curve"]] == [1, 2]
+            assert [point["step"] for point in cell[f"{name}_curve"]] == [1, 2, 3, 4, 5]
             assert cell[f"{name}_curve"][-1]["seconds"] > 0
         assert len(cells.smi.SparseImages.load(made / "seed0" / row / "images")) == 42
     assert abs(cells.read(made, "pri7", 0)["flops_ratio"] - 1) < FLOPS
@@ -283,3 +289,36 @@ def test_the_check_fails_with_what_lies_below(folder, results, capsys):
     assert "below its floor: speedup of smi was not measured" in below
     assert any("small of pri7 is " in line for line in below)
     assert not results.exists()
+
+
+# kills
+
+
+def values(cell):
+    """What a cell says, without the seconds, which are another's every time."""
+    curves = {name: [{**point, "seconds": None} for point in points] for name, points in cell.items() if name.endswith("_curve")}
+    return {name: value for name, value in {**cell, **curves}.items() if name != "seconds"}
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_moments(made, tmp_path):
+    folder, log, columns = tmp_path / "out", tmp_path / "log", [name for name in COLUMNS if name not in cells.QUANTISED]
+    command = [*TINY, "--columns", *columns, "--folder", str(folder), "--no-append"]
+    subprocess.run([sys.executable, "-m", "tests.bench.killer", "10", *map(str, (folder, made, log)), *command], check=True, cwd=ROOT)
+    ended, states = read(folder), json.loads(log.with_suffix(".states").read_text())
+    assert len(states) == 10
+    assert len({json.dumps(state) for state in states}) > 4  # spread over the work
+    for known in states:
+        for name, text in known.items():
+            if name.endswith("curve.jsonl"):
+                assert ended[name].startswith(text)
+            else:  # the seconds, too: nothing was made again
+                cell = json.loads(text)
+                assert {column: json.loads(ended[name])[column] for column in cell} == cell
+    whole = read(made)
+    assert set(ended) == set(whole)
+    for name in (name for name in whole if name.endswith("cell.json")):
+        same = {column: value for column, value in values(json.loads(whole[name])).items() if column not in cells.QUANTISED}
+        assert values(json.loads(ended[name])) == same
+    told = re.findall(r"^(seed 0  .+: \w+) [\d.]+$", log.read_text(), re.MULTILINE)
+    assert len(told) == len(set(told)) >= 2 * len(columns) - 10  # a line is lost where a kill falls between a column and its line
