@@ -8,9 +8,9 @@ Rows: Gaussian noise, dense, PSAQ-ViT, SMI, PRI v = 2, 4, 7, real images. Column
 accuracy of the quantised teacher, and of students: a copy of the teacher with its last blocks fresh, a fresh small one, and one whose trunk learned
 other classes and whose head alone learns. Mean and deviation over seeds; learning curves against steps and seconds are in the cells.
 
-Restartable: images and finished columns are kept in --folder, and the same command goes on from there. The images are made first, one method at a
-time, so that their seconds are comparable; --jobs then works on several cells side by side. When all is done a row for each method is appended to
-bench/results/<device>.jsonl.
+Restartable: images and finished columns are kept in --folder, and the same command goes on from there. --jobs processes of --threads threads work
+side by side, each on a method and a seed; the seconds that the images took are those of the processor, which other processes do not add to.
+When all is done a row for each method is appended to bench/results/<device>.jsonl.
 """
 
 import argparse
@@ -43,6 +43,7 @@ class Config:
     teacher: str
     images: int
     iterations: int
+    engine: str  # that makes the images; PSAQ-ViT's loss always needs the reference
     batch_size: int
     tv_weight: float
     copy_steps: int
@@ -65,6 +66,7 @@ def make_config(given: argparse.Namespace) -> Config:
         teacher=given.teacher or "digits",
         images=given.images,
         iterations=given.iterations,
+        engine=given.engine,
         batch_size=given.batch_size,
         tv_weight=given.tv_weight,
         copy_steps=given.copy_steps,
@@ -87,20 +89,21 @@ def open_folder(path: Path, config: Config, force: bool) -> None:
     write_json(about, asdict(config))
 
 
-def run(config: Config, folder: Path, seeds: int, rows: list[str], jobs: int) -> None:
-    """Everything that is not yet in the folder."""
-    torch.set_num_threads(config.threads)
-    todo = [(row, seed) for seed in range(seeds) for row in rows]
-    for row, seed in todo:
-        cells.make_images(config, folder, row, seed)
+def run(config: Config, folder: Path, seeds: int, rows: list[str], columns: list[str], jobs: int) -> None:
+    """Everything that is not yet in the folder; the longest cells of a seed first, so that no process waits long for the last."""
+    todo = [(config, folder, row, seed, columns) for seed in range(seeds) for row in sorted(rows, key=cells.LONGEST_FIRST.index)]
     if jobs == 1:
-        for row, seed in todo:
-            cells.judge(config, folder, row, seed)
+        for cell in todo:
+            cells.work(*cell)
         return
-    cells.trunk(config, folder)  # once, not by every process
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(cells.judge, config, folder, row, seed) for row, seed in todo]):
-            done.result()
+        waiting = [pool.submit(cells.work, *cell) for cell in todo]
+        try:
+            for done in as_completed(waiting):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what runs ends with its column, what waits does not begin
+            raise
 
 
 def collect(folder: Path, seeds: int, rows: list[str]) -> list[dict]:
@@ -141,8 +144,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--teacher", help="folder of a trained model; the embedded teacher for digits when absent")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", choices=cells.ROWS, default=list(cells.ROWS))
+    parser.add_argument("--columns", nargs="+", choices=cells.JUDGED, default=list(cells.JUDGED), help="what is found out of the images")
     parser.add_argument("--images", type=int, default=252, help="finished images of each method (whole trajectories for v = 2, 4, 7)")
     parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--engine", choices=("reference", "fused"), default="reference", help="that makes the images")
     parser.add_argument("--batch-size", type=int, default=36, help="trajectories at a time, the same for every method")
     parser.add_argument("--tv-weight", type=float, default=5e-3)
     parser.add_argument("--copy-steps", type=int, default=400)
@@ -153,7 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--student-batch", type=int, default=64)
     parser.add_argument("--test-images", type=int, help="real test images; all of digits, 2000 of CIFAR-10 when absent")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--jobs", type=int, default=1, help="cells side by side, once the images are made")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--folder", type=Path, help="out/evidence/<data> when absent")
     parser.add_argument("--force", action="store_true", help="go on in a folder of other settings")
     parser.add_argument("--no-append", action="store_true", help="leave bench/results as it is")
@@ -174,7 +179,7 @@ def _main(given: argparse.Namespace) -> int:
     if given.seeds < 1 or given.jobs < 1:
         raise InputError("seeds and jobs must be at least 1")
     open_folder(folder, config, given.force)
-    run(config, folder, given.seeds, given.rows, given.jobs)
+    run(config, folder, given.seeds, given.rows, given.columns, given.jobs)
     found = collect(folder, given.seeds, given.rows)
     show(config, found, given.seeds)
     written = folder / "appended.json"

@@ -4,13 +4,13 @@ import copy
 import json
 import time
 import warnings
-from collections.abc import Callable
-from functools import cache
-from inspect import signature
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,7 +22,7 @@ from smi.distillation import partly_fresh, small_student
 from smi.engine.reference import forward
 from smi.evaluate import recognition
 from smi.forward import forward_sparse
-from smi.model_folder import load_model_folder, save_model
+from smi.model_folder import DESCRIPTION, load_model_folder, save_model
 from smi.models import describe
 from smi.patches import to_patches
 from smi.schedules import Schedule, make_schedule
@@ -31,14 +31,17 @@ from smi.settings import generator
 from .files import write_json
 
 ROWS = ("gaussian", "dense", "psaq", "smi", "pri2", "pri4", "pri7", "real")
+LONGEST_FIRST = ("psaq", "dense", "real", "gaussian", "pri2", "smi", "pri4", "pri7")
 TITLES = dict(zip(ROWS, ("Gaussian noise", "dense", "PSAQ-ViT", "SMI", "PRI v=2", "PRI v=4", "PRI v=7", "real images"), strict=True))
 WIDTHS = ((8, 8), (4, 8), (4, 4), (4, 3), (2, 8))  # weights, activations: the published ones, then where the rows differ
 CALIBRATION = 32  # images, as published
 QUANTISED = tuple(f"w{weights}a{activations}" for weights, activations in WIDTHS)
-COLUMNS = ("seconds", "gflops", "flops_ratio", "agreement", "full", *QUANTISED, "copy", "small", "trunk")
+STUDENTS = ("copy", "small", "trunk")
+JUDGED = ("agreement", "full", *QUANTISED, *STUDENTS)
+COLUMNS = ("seconds", "gflops", "flops_ratio", *JUDGED)
 HEADINGS = {
     **{name: name.upper().replace("A", "/A") for name in QUANTISED},
-    "seconds": "seconds",
+    "seconds": "core-seconds",
     "speedup": "speed-up",
     "gflops": "GFLOP/image",
     "flops_ratio": "of model",
@@ -90,8 +93,8 @@ def options(config, row: str) -> dict:
         made["tv_weight"] = config.tv_weight
     if method == "pri":
         made["division"] = int(row[3:])
-    if "engine" in signature(smi.invert).parameters:
-        made["engine"] = "reference"  # what is claimed of the methods does not lean on a faster engine
+    if row != "gaussian":
+        made["engine"] = "reference" if row == "psaq" else config.engine
     return made
 
 
@@ -115,15 +118,22 @@ def flops(config, row: str) -> tuple[float, float]:
     return per_image / 1e9, per_image / cost.image_flops(vit, schedule)
 
 
+def work(config, folder: Path, row: str, seed: int, columns: Sequence[str]) -> None:
+    """All of a cell that is not yet known."""
+    torch.set_num_threads(config.threads)
+    make_images(config, folder, row, seed)
+    judge(config, folder, row, seed, columns)
+
+
 def make_images(config, folder: Path, row: str, seed: int) -> None:
-    """The images of a cell, with the seconds they took; a run that was killed starts again."""
+    """The images of a cell, with the processor seconds they took; a run that was killed starts again."""
     path = place(folder, row, seed) / "images"
     if "seconds" in read(folder, row, seed) and path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
+    began = time.process_time()
     images = real_images(config, seed) if row == "real" else _inverted(config, row, seed)
-    seconds = time.perf_counter() - began
+    seconds = time.process_time() - began
     images.save(path, force=True)
     found = {} if row in ("real", "gaussian") else dict(zip(("gflops", "flops_ratio"), flops(config, row), strict=True))
     write(folder, row, seed, seconds=seconds, **found)
@@ -146,19 +156,18 @@ def real_images(config, seed: int) -> smi.SparseImages:
     return smi.SparseImages(patches, index, labels[chosen], numbers, torch.zeros_like(numbers), vit.grid, vit.mean, vit.std, {"method": "real"})
 
 
-def judge(config, folder: Path, row: str, seed: int) -> None:
-    """Every column of a cell that is not yet known."""
-    torch.set_num_threads(config.threads)
+def judge(config, folder: Path, row: str, seed: int, columns: Sequence[str] = JUDGED) -> None:
+    """Those columns of a cell that are not yet known."""
     images = smi.SparseImages.load(place(folder, row, seed) / "images")
     known = read(folder, row, seed)
-    steps: list[tuple[str, Callable[[], dict]]] = [("agreement", lambda: _agreement(config, images)), ("full", lambda: _full(config))]
-    if hasattr(smi, "quantize"):
-        steps += [(name, lambda w=w, a=a, name=name: _quantised(config, images, w, a, name)) for name, (w, a) in zip(QUANTISED, WIDTHS, strict=True)]
-    for name in ("copy", "small", "trunk"):
-        steps.append((name, lambda name=name: _transfer(config, folder, row, images, seed, name)))
-    for name, step in steps:
+    steps: dict[str, Callable[[], dict]] = {"agreement": lambda: _agreement(config, images), "full": lambda: _full(config)}
+    for name, (weights, activations) in zip(QUANTISED, WIDTHS, strict=True):
+        steps[name] = partial(_quantised, config, images, weights, activations, name)
+    for name in STUDENTS:
+        steps[name] = partial(_transfer, config, folder, row, images, seed, name)
+    for name in columns:
         if name not in known:
-            found = step()
+            found = steps[name]()
             write(folder, row, seed, **found)
             print(f"seed {seed}  {TITLES[row]}: {name} {found[name]:.3f}", flush=True)
 
@@ -249,8 +258,13 @@ def _with_classes(teacher: nn.Module, start: int, stop: int) -> nn.Module:
 def trunk(config, folder: Path) -> nn.Module:
     """A student of the teacher's architecture whose trunk learned the first half of the classes from real images; its head is as it was drawn."""
     path = folder / "trunk"
-    if (path / "model.json").exists():
-        return load_model_folder(path)
+    with FileLock(folder / "trunk.lock"):  # processes side by side want the same one
+        if not (path / DESCRIPTION).exists():
+            save_model(_learned_trunk(config), path)
+    return load_model_folder(path)
+
+
+def _learned_trunk(config) -> nn.Module:
     teacher = teacher_of(config.teacher)
     first = teacher.num_classes // 2
     images, labels = real(config, "train")
@@ -263,7 +277,6 @@ def trunk(config, folder: Path) -> nn.Module:
     nn.init.trunc_normal_(head.weight, std=0.02, generator=generator(0, "head"))
     nn.init.zeros_(head.bias)
     student.head, student.num_classes = head, teacher.num_classes - first
-    save_model(student, path)
     return student.eval()
 
 

@@ -82,6 +82,13 @@ class Embed:
         """Tokens [B, P + n, d] of images [B, C, H, W]; augmentation: int [3] (dy, dx, flip)."""
         return call("patch_embed", "forward", images, index, self.weight, self.bias, self.position, self.prefix, augmentation, self.patch_size)
 
+    def embed(self, pixels: Tensor, cells: Tensor, out: Tensor | None = None) -> Tensor:
+        """Tokens of the pixels [B, n, C * p * p] that lie at grid cells [B, n]."""
+        tokens = F.linear(pixels, self.weight, self.bias)
+        if self.position is not None:
+            tokens = tokens + self.position[cells.long()]
+        return torch.cat([self.prefix.expand(len(tokens), -1, -1), tokens], dim=1)
+
     def backward(self, grad: Tensor, index: Tensor, augmentation: Tensor | None, out: Tensor) -> Tensor:
         """Gradient of the images, zero where no token reads, in the dtype and shape of out."""
         sizes = (self.patch_size, len(self.prefix), *out.shape[2:], out.dtype)

@@ -139,12 +139,15 @@ class Embed:
 
     def forward(self, images: Tensor, index: Tensor, augmentation: Tensor | None, out: Tensor | None = None) -> Tensor:
         """Tokens [B, P + n, d] of images float32 [B, C, H, W]; augmentation: int [3] (dy, dx, flip)."""
-        pixels, cells = patch_embed.take_pixels(images, index, augmentation, self.patch_size)
+        return self.embed(*patch_embed.take_pixels(images, index, augmentation, self.patch_size), out)
+
+    def embed(self, pixels: Tensor, cells: Tensor, out: Tensor | None = None) -> Tensor:
+        """Tokens of the pixels [B, n, C * p * p] that lie at grid cells [B, n]."""
         count = len(self.prefix)
         if out is None:
-            out = images.new_empty(len(images), count + index.shape[1], self.linear.right.n)
-        out[:, count:] = self.linear.forward(pixels)
-        patch_embed.add_position(out, self.position, cells, self.prefix)
+            out = pixels.new_empty(len(pixels), count + cells.shape[1], self.linear.right.n)
+        out[:, count:] = self.linear.forward(pixels.contiguous())
+        patch_embed.add_position(out, self.position, cells.long().contiguous(), self.prefix)
         return out
 
     def backward(self, grad: Tensor, index: Tensor, augmentation: Tensor | None, out: Tensor) -> Tensor:

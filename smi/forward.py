@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .engine import forward_patches
 from .errors import InputError
+from .kernels.attention import attention
 from .models import describe
 from .sparse_images import SparseImages
 
@@ -29,7 +30,7 @@ def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor
     dtype = vit.embed.weight.dtype
     return torch.cat(
         [
-            forward_patches(vit, some.to(vit.device, dtype), cells.to(vit.device)).logits
+            forward_patches(vit, some.to(vit.device, dtype), cells.to(vit.device), attention).logits
             for some, cells in zip(patches.split(batch_size), index.split(batch_size), strict=True)
         ]
     )

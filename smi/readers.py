@@ -3,11 +3,13 @@
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from .engine import Fused
+from .engine.fused import Buffers, fresh
 from .errors import InputError
 from .forward import forward_sparse
 from .models import describe
@@ -29,10 +31,12 @@ class Reader:
     scale: Tensor | None  # [C], from the normalisation of the images to that of the model; None where they are the same
     shift: Tensor | None
     num_classes: int
+    fast: Callable[[Tensor, Tensor], Tensor] | None = None  # the fused engine, for a model that is not trained
 
     def __call__(self, patches: Tensor, index: Tensor) -> Tensor:
         if self.sparse:
-            return forward_sparse(self.model, (self._renormalised(patches, 2), index), batch_size=len(patches))
+            patches = self._renormalised(patches, 2)
+            return self.fast(patches, index) if self.fast else forward_sparse(self.model, (patches, index), batch_size=len(patches))
         dense = from_patches(patches, index, self.grid, torch.zeros(patches.shape[2]))
         return self.model(self._renormalised(dense, 1))
 
@@ -44,8 +48,8 @@ class Reader:
         return pixels * self.scale.to(pixels).view(shape) + self.shift.to(pixels).view(shape)
 
 
-def reader(model: nn.Module, images: SparseImages, role: str = "the model") -> Reader:
-    """How `model` reads these images; role is its name in errors.
+def reader(model: nn.Module, images: SparseImages, role: str = "the model", frozen: bool = False) -> Reader:
+    """How `model` reads these images; role is its name in errors. frozen: its weights stay as they are now, and no gradients are asked of it.
 
     Warns where missing patches have to be filled. Raises InputError where the model cannot take the images, with what does not fit.
     """
@@ -65,7 +69,18 @@ def reader(model: nn.Module, images: SparseImages, role: str = "the model") -> R
         )
     scale, shift = _statistics(model, images)
     made = Reader(model, images.grid, sparse, scale, shift, 0)
-    return Reader(model, images.grid, sparse, scale, shift, _classes(made, images, role))
+    return replace(made, num_classes=_classes(made, images, role), fast=_fused(model) if frozen and sparse else None)
+
+
+def _fused(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The fused engine's forward pass in the model's own precision; None for one that it does not compute in."""
+    weight = next(model.parameters())
+    if weight.dtype != torch.float32:
+        return None
+    unused = (1.0,) * model.in_chans  # patches are normalised already
+    fused = Fused(describe(model, mean=unused, std=unused).copy(), torch.float32)
+    memory = Buffers() if fused.packed else fresh
+    return lambda patches, index: fused.forward_patches(patches.to(weight.device), index.to(weight.device), memory)
 
 
 def _same_grid(model: nn.Module, images: SparseImages) -> bool:

@@ -90,7 +90,7 @@ class _Run:
         self.pool = Pool(images, settings.refresh_every, settings.holdout, settings.seed, self.folder)
         self.student = copy.deepcopy(student).to(self.device)
         self.teacher = copy.deepcopy(teacher).to(self.device).eval()
-        self.read_teacher = reader(self.teacher, self.pool.images, "the teacher")
+        self.read_teacher = reader(self.teacher, self.pool.images, "the teacher", frozen=True)
         self.read_student = reader(self.student, self.pool.images, "the student")
         if not self.read_teacher.sparse:
             raise InputError("the teacher must be a ViT on the grid of the images: these were made for another model")

@@ -79,7 +79,7 @@ def make_optimiser(student: nn.Module, settings: Settings) -> torch.optim.Optimi
     chosen = set(map(id, matrices))
     vectors = [p for p in trained if id(p) not in chosen]
     groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, betas=(0.9, 0.99))
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=settings.lr, betas=(0.9, 0.99), fused=True)
 
 
 def freeze_trunk(student: nn.Module) -> None:

@@ -120,16 +120,27 @@ class Fused:
         """
         saved = Saved(index, augmentation, images, memory)
         with torch.no_grad():
-            x = self._trunk(images, saved, keep)
+            x = self.embed.forward(images, index, augmentation, memory("x", len(images), *self._tokens(index)))
+            x = self._trunk(x, saved, keep)
         return self._tail(x, saved, keep)
 
-    def _trunk(self, images: Tensor, saved: Saved, keep: bool) -> Tensor:
+    @torch.no_grad()
+    def forward_patches(self, patches: Tensor, index: Tensor, memory: Memory = fresh) -> Tensor:
+        """Logits [B, classes] of patches [B, n, C, p, p] that lie at grid cells index [B, n], each with its own position embedding."""
+        patches = patches.to(self.dtype)
+        x = self.embed.embed(patches.flatten(2), index, memory("x", len(patches), *self._tokens(index)))
+        saved = Saved(index, None, patches, memory)
+        return self._tail(self._trunk(x, saved, keep=False), saved, keep=False)[0].logits
+
+    def _tokens(self, index: Tensor) -> tuple[int, int]:
+        """Tokens of an image, and their width."""
+        return self.vit.num_prefix + index.shape[1], self.vit.embed_dim
+
+    def _trunk(self, x: Tensor, saved: Saved, keep: bool) -> Tensor:
         vit, memory = self.vit, saved.memory
-        batch, tokens, d = len(images), vit.num_prefix + saved.index.shape[1], vit.embed_dim
-        shape = (batch, tokens, d)
+        shape = batch, tokens, _ = x.shape
         width = vit.blocks[0].qkv.weight.shape[0] // 3
         hidden = vit.blocks[0].fc1.weight.shape[0]
-        x = self.embed.forward(images, saved.index, saved.augmentation, memory("x", *shape))
         if self.norm_pre:
             y, *statistics = self.norm_pre.forward(x, memory("x pre", *shape))
             saved.pre, x = (x, *statistics), y

@@ -3,6 +3,7 @@
 It is the specification: any dtype including float64, any device, nothing fused.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,20 +34,23 @@ def forward(vit: ViT, images: Tensor, index: Tensor, augmentation: Tensor | None
     return forward_tokens(vit, tokens, attention_outputs)
 
 
-def forward_patches(vit: ViT, patches: Tensor, index: Tensor) -> Output:
-    """The ViT on patches [B, n, C, p, p] that lie at grid cells `index` [B, n], each with its own position embedding."""
+def forward_patches(vit: ViT, patches: Tensor, index: Tensor, attend: Callable[[Tensor], Tensor] = attention) -> Output:
+    """The ViT on patches [B, n, C, p, p] that lie at grid cells `index` [B, n], each with its own position embedding.
+
+    attend: packed qkv [B, T, 3, H, D] to [B, T, H * D]; the definition, or a faster version where a student trains.
+    """
     tokens = F.linear(patches.flatten(2), vit.embed.weight, vit.embed.bias)
     if vit.position is not None:
         tokens = tokens + vit.position[index.long()]
-    return forward_tokens(vit, torch.cat([vit.prefix.expand(len(tokens), -1, -1), tokens], dim=1))
+    return forward_tokens(vit, torch.cat([vit.prefix.expand(len(tokens), -1, -1), tokens], dim=1), attend=attend)
 
 
-def forward_tokens(vit: ViT, x: Tensor, attention_outputs: list[Tensor] | None = None) -> Output:
+def forward_tokens(vit: ViT, x: Tensor, attention_outputs: list[Tensor] | None = None, attend: Callable[[Tensor], Tensor] = attention) -> Output:
     """Blocks and head on tokens [B, P + n, d], prefix tokens first."""
     x = _normalise(x, vit.norm_pre)
     for block in vit.blocks:
         qkv = _qkv(x, block, vit.num_heads)  # [B, T, 3, H, D]
-        attended = attention(qkv)
+        attended = attend(qkv)
         if attention_outputs is not None:
             attention_outputs.append(attended[:, vit.num_prefix :].unflatten(-1, (vit.num_heads, -1)))
         x = linear_residual(attended, block.proj.weight, block.proj.bias, x, block.scale1)
