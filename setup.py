@@ -21,7 +21,12 @@ setup(
         *(f"smi.kernels.{name}" for name in find_packages("kernels")),
         "smi.csrc",
     ],
-    package_data={"smi.teachers": ["*.safetensors", "*.json"], "smi.report": ["*.html"], "smi.kernels": ["verified.json", "tiles/*.json"], "smi.csrc": build.SHIPPED},
+    package_data={
+        "smi.teachers": ["*.safetensors", "*.json"],
+        "smi.report": ["*.html"],
+        "smi.kernels": ["verified.json", "tiles/*.json"],
+        "smi.csrc": build.SHIPPED,
+    },
     ext_modules=extensions,
     cmdclass=build.commands(),
     options=build.options(extensions),

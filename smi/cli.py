@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from .demo import ITERATIONS as DEMO_ITERATIONS
+from .demo import TRANSFER_STEPS as DEMO_TRANSFER_STEPS
 from .errors import InputError, RunError
 from .kernels.dispatch import BackendUnavailable, backend
 from .losses import TV_WEIGHT
@@ -379,19 +380,20 @@ def verify(device, as_json) -> None:
 
 @smi.command()
 @options(
-    click.option("--output", "-o", default=Path("out/demo"), type=click.Path(path_type=Path), help="Folder for images and picture."),
+    click.option("--output", "-o", default=Path("out/demo"), type=click.Path(path_type=Path), help="Folder for images, table and report."),
     click.option("--iterations", default=DEMO_ITERATIONS, help="Updates per batch."),
+    click.option("--transfer-steps", default=DEMO_TRANSFER_STEPS, help="Updates of each student; 0 for none."),
     SEED,
     FORCE,
     AS_JSON,
 )
-def demo(output, iterations, seed, force, as_json) -> None:
-    """Invert the embedded digits teacher with every method: one table, one picture."""
+def demo(output, iterations, transfer_steps, seed, force, as_json) -> None:
+    """Invert the embedded digits teacher with every method and use the images: one table, one report."""
     from .demo import demo as run_demo
     from .tables import print_demo
 
     try:
-        result = run_demo(output, iterations=iterations, seed=seed, progress=not as_json, force=force)
+        result = run_demo(output, iterations=iterations, transfer_steps=transfer_steps, seed=seed, progress=not as_json, force=force)
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted: what was finished is in the folders of {output}") from None
     print(json.dumps(result)) if as_json else print_demo(result)

@@ -182,22 +182,23 @@ def print_demo(result: dict) -> None:
     settings = result["settings"]
     shown = _table(
         "digits teacher, {iterations} iterations, batches of {batch_size} trajectories, a_tv {tv_weight:g}, {device}".format(**settings),
-        *("method", "sparsity", "images", "seconds", "images/s", "speed-up", "FLOPs predict", "teacher agrees"),
+        *("method", "sparsity", "images", "seconds", "images/s", "speed-up", "FLOPs predict", "teacher agrees", "W8/A8", "W4/A8", "student"),
     )
     for row in result["table"]:
         shown.add_row(
             row["method"],
             f"{row['sparsity']:.0%}",
             str(row["images"]),
-            f"{row['seconds']:.1f}",
-            f"{row['images_per_second']:.1f}",
-            f"{row['speedup']:.2f}x",
-            f"{row['flops_speedup']:.2f}x",
-            f"{row['agreement']:.1%}",
+            *(f"{row[name]:.1f}" if name in row else "" for name in ("seconds", "images_per_second")),
+            *(f"{row[name]:.2f}x" if name in row else "" for name in ("speedup", "flops_speedup")),
+            *(f"{row[name]:.1%}" if name in row else "" for name in ("agreement", "w8a8", "w4a8", "transfer")),
         )
-    console = _console()
-    console.print(shown)
-    print(f"picture: {result['picture']}")
+    _console().print(shown)
+    if "full" in result:
+        print(f"on real test images: the teacher {result['full']:.1%}, quantised with the images of a row, and a student that learned from them")
+    for note in result["notes"]:
+        print(note)
+    print(f"picture: {result['picture']}\nreport: {result['report']}")
 
 
 def print_distilled(result, output) -> None:

@@ -171,6 +171,8 @@ def progress_parts(result: Result, place: Place) -> list[Part]:
     progress, images = result.progress, result.images
     if progress is None:
         none = "No snapshots of this run were kept: smi invert keeps them in the folder of its images unless --snapshots is 0."
+        if images.provenance.get("iterations") == 0:
+            return ["Nothing was optimised: the images are what they were at the start."]
         return [f"The snapshots cannot be read: {result.complaint}." if result.complaint else none]
     left = any(len(index) < images.grid[0] * images.grid[1] for index in progress.active)
     caption = (

@@ -13,7 +13,7 @@ from ..storage import replace_file
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#8c6d31")  # told apart without red and green
 MARKERS = "os^Dv<>P"
 DPI = 110
-MAP_COLUMNS = 5
+MAP, MAP_GAP, MAP_COLUMNS = 1.5, 0.1, 5  # inches of a map and between two; maps side by side
 WIDE = 30  # a range of losses that asks for a logarithmic scale
 BAR = 0.8  # of the room between two groups of bars
 
@@ -48,18 +48,8 @@ def new_figure(width: float, height: float):
 
 def plot_maps(maps: Sequence[tuple[str, Tensor]], path: Path) -> Path:
     """Shares [rows, columns] of a patch grid, one map for each title, on one scale from 0."""
-    columns = min(MAP_COLUMNS, len(maps))
-    lines = -(-len(maps) // columns)
-    height, width = maps[0][1].shape
-    figure = new_figure(1.6 * columns + 0.9, (1.6 * height / width + 0.3) * lines)
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
     most = max(float(values.max()) for _, values in maps)
-    for axis in axes:
-        axis.axis("off")
-    for axis, (title, values) in zip(axes, maps, strict=False):
-        drawn = axis.imshow(values.numpy(), vmin=0, vmax=most, cmap="viridis", interpolation="nearest")
-        axis.set_title(title, fontsize=9)
-    bar = figure.colorbar(drawn, ax=list(axes), label="share of images", shrink=0.9)
+    figure, bar = _maps(maps, (0.0, most), "viridis", "share of images")
     bar.ax.yaxis.set_major_formatter(_per_cent())
     return save(figure, path)
 
@@ -68,21 +58,36 @@ def plot_stage_maps(maps: Sequence[tuple[str, Tensor]], stages: int, path: Path)
     """For each title the stage, from 0, at which the patch of each cell [rows, columns] left; NaN where none did."""
     from matplotlib import colormaps
 
+    figure, bar = _maps(maps, (-0.5, stages - 0.5), colormaps["viridis"].resampled(stages), "left at stage")
+    shown = list(range(0, stages, -(-stages // 10)))
+    bar.set_ticks(shown, labels=[str(stage + 1) for stage in shown])
+    return save(figure, path)
+
+
+def _maps(maps: Sequence[tuple[str, Tensor]], limits: tuple[float, float], colours, label: str):
+    """A figure of titled maps [rows, columns] on one page in inches from the upper left, and its scale of colours. One page for all: axes of their
+    own would take a tenth of a second each."""
+    from matplotlib.figure import Figure
+
     columns = min(MAP_COLUMNS, len(maps))
     lines = -(-len(maps) // columns)
     height, width = maps[0][1].shape
-    figure = new_figure(1.6 * columns + 0.9, (1.6 * height / width + 0.3) * lines)
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
-    colours = colormaps["viridis"].resampled(stages)
-    for axis in axes:
-        axis.axis("off")
-    for axis, (title, values) in zip(axes, maps, strict=False):
-        drawn = axis.imshow(values.numpy(), vmin=-0.5, vmax=stages - 0.5, cmap=colours, interpolation="nearest")
-        axis.set_title(title, fontsize=9)
-    shown = list(range(0, stages, -(-stages // 10)))
-    bar = figure.colorbar(drawn, ax=list(axes), ticks=shown, label="left at stage", shrink=0.95)
-    bar.ax.set_yticklabels([str(stage + 1) for stage in shown])
-    return save(figure, path)
+    tall, room = MAP * height / width, 0.26  # inches: of a map, of the title above it
+    size = columns * (MAP + MAP_GAP) + 1.1, lines * (tall + room) + MAP_GAP
+    figure = Figure(figsize=size, dpi=DPI)
+    page = figure.add_axes((0, 0, 1, 1))
+    for number, (title, values) in enumerate(maps):
+        x, y = MAP_GAP + number % columns * (MAP + MAP_GAP), room + number // columns * (tall + room)
+        low, high = limits
+        drawn = page.imshow(values.numpy(), vmin=low, vmax=high, cmap=colours, interpolation="nearest", extent=(x, x + MAP, y + tall, y))
+        page.text(x + MAP / 2, y - 0.05, title, ha="center", va="bottom", fontsize=9)
+    page.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="auto")
+    page.axis("off")
+    scale = figure.add_axes(((size[0] - 0.95) / size[0], 1 - (room + tall) / size[1], 0.12 / size[0], tall / size[1]))
+    bar = figure.colorbar(drawn, cax=scale)
+    bar.set_label(label, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    return figure, bar
 
 
 def plot_stages(agreement: Sequence[float], confidence: Sequence[float], random: tuple[float, float], path: Path) -> Path:
@@ -181,9 +186,11 @@ def plot_curves(curves: Sequence[Curve], path: Path, *, xlabel: str, ylabel: str
 
 
 def _legend(figure, axis) -> None:
-    """Below what is drawn, where it hides nothing."""
+    """Below what is drawn, where it hides nothing, in as many columns as the width takes."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8, frameon=False)
+    wide = 0.55 + 0.07 * max(map(len, labels))  # inches of an entry
+    columns = max(1, min(len(labels), int(figure.get_figwidth() / wide)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
 
 
 def _per_cent():

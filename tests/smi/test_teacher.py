@@ -1,14 +1,9 @@
-"""The embedded teacher against real digits, and the demo made with it."""
-
-import json
+"""The embedded teacher against real digits."""
 
 import pytest
 import torch
 
-from smi.cli import run
-from smi.demo import METHODS
 from smi.models import describe
-from smi.sparse_images import SparseImages
 from smi.teachers import WEIGHTS, digits, digits_record
 
 pytest.importorskip("sklearn")
@@ -59,14 +54,3 @@ def test_training_learns():
     model, record = train({**CONFIG, "epochs": 6})
     assert record["test_accuracy"] > 0.2  # from 0.1 by chance, in a fortieth of the training
     assert not torch.equal(model.head.weight, digits().head.weight)
-
-
-@pytest.mark.slow
-def test_demo_runs_every_method(tmp_path, capsys):
-    assert run(["demo", "-o", str(tmp_path), "--iterations", "30", "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert [row["method"] for row in result["table"]] == ["dense", "SMI", "PRI v=2", "PRI v=4", "PRI v=4, random", "PRI v=7"]
-    assert {row["images"] for row in result["table"]} == {84}
-    assert len(METHODS) == len([path for path in tmp_path.iterdir() if path.is_dir() and SparseImages.load(path)])
-    assert (tmp_path / "demo.png").stat().st_size > 10_000
-    assert all(row["flops_speedup"] > 2 and row["speedup"] > 0 for row in result["table"][1:])
