@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from bench import evidence, record
 from bench import evidence_cells as cells
@@ -21,6 +22,14 @@ COLUMNS = ("agreement", "full", "w8a8", "copy", "small", "trunk")  # one width: 
 STEPS = [f"--{name}-steps=5" for name in ("copy", "small", "trunk")]
 SMALL = ["--images=42", "--batch-size=6", "--iterations=7", *STEPS, "--trunk-learning=2", "--student-batch=4", "--test-images=20", "--seeds=1"]
 TINY = ["--rows", "gaussian", "pri7", "--columns", *COLUMNS, *SMALL]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _threads():
+    """The command sets them for its process, which here is that of all tests."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 # floors
@@ -321,4 +330,4 @@ def test_killed_ten_times_at_random_moments(made, tmp_path):
         same = {column: value for column, value in values(json.loads(whole[name])).items() if column not in cells.QUANTISED}
         assert values(json.loads(ended[name])) == same
     told = re.findall(r"^(seed 0  .+: \w+) [\d.]+$", log.read_text(), re.MULTILINE)
-    assert len(told) == len(set(told)) >= 2 * len(columns) - 10  # a line is lost where a kill falls between a column and its line
+    assert len(told) == len(set(told)) >= len(columns)  # a line is lost where a kill falls between a column and its line
