@@ -123,16 +123,19 @@ def test_a_student_learns_from_the_retained_patches_alone(vit, images):
 
 
 def test_both_are_fed_the_same_short_sequences(vit, images, monkeypatch):
-    lengths = set()
-    forward = engine.forward_patches
+    fed = set()
 
-    def recorded(described, patches, index, *rest):
-        lengths.add((patches.shape[1], index.shape[1]))
-        return forward(described, patches, index, *rest)
+    def recorded(name, forward):
+        def call(model, patches, index, *rest):
+            fed.add((name, patches.shape[1], index.shape[1]))
+            return forward(model, patches, index, *rest)
 
-    monkeypatch.setattr("smi.forward.forward_patches", recorded)
+        return call
+
+    monkeypatch.setattr("smi.forward.forward_patches", recorded("student", engine.forward_patches))
+    monkeypatch.setattr(engine.Fused, "forward_patches", recorded("teacher", engine.Fused.forward_patches))
     smi.distill(vit, small_student(vit), images, **QUICK)
-    assert lengths == {(6, 6)}
+    assert fed == {("student", 6, 6), ("teacher", 6, 6)}
 
 
 def test_the_head_alone(vit, images):
