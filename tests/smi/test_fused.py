@@ -9,6 +9,7 @@ from smi import engine
 from smi.engine.fused import Buffers, Fused
 from smi.errors import InputError, RunError
 from smi.models import describe
+from smi.patches import to_patches
 from tests.conftest import small_vit
 
 AUGMENTATION = torch.tensor([-3, 2, 1], dtype=torch.int32)
@@ -72,6 +73,18 @@ def test_static_memory_gives_the_same_every_time(variant, family):
         look, _, _ = fused.forward(images, index, AUGMENTATION, memory, keep=False)
         torch.testing.assert_close(look.logits, want.logits, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(look.attention, want.attention, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("active", [None, 3])
+def test_patches_with_their_cells_give_the_logits_of_the_reference(variant, active, family):
+    """As a frozen teacher answers sparse images, in whatever order their patches come."""
+    vit, images, index, _ = problem(variant, active=active)
+    index = index.flip(1).int()
+    patches = to_patches(images, vit.patch_size)[torch.arange(len(images))[:, None], index]
+    truth = engine.forward_patches(vit.to("cpu", torch.float64), patches.double(), index).logits
+    fused, memory = Fused(vit, "float32"), Buffers()
+    for _ in range(2):
+        assert relative(fused.forward_patches(patches, index, memory), truth) < 1e-5
 
 
 def test_what_is_kept_is_what_is_promised():
