@@ -14,7 +14,7 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/installed ## invert the embedded digits teacher with every method: table and picture
+demo: $(VENV)/installed ## invert the embedded digits teacher with every method, use the images: table and report
 	$(RUN) smi demo --output out/demo --force
 
 test: $(VENV)/installed ## run all tests, kernels in Triton's interpreter where there is no GPU

@@ -5,7 +5,7 @@ A cell is an object of columns, numbers, and of learning curves, NAME_curve: row
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,15 +25,44 @@ UNITS = {
     "gflops": ("GFLOP per image", 1.0, 2),
     "flops_ratio": ("FLOPs, counted over predicted", 1.0, 3),
 }
-SHARES = {  # in per cent
+QUANTISED = {  # shares, as those of the students
     "agreement": "teacher agrees", "full": "full precision", "w8a8": "W8/A8", "w4a8": "W4/A8", "w4a4": "W4/A4", "w4a3": "W4/A3", "w2a8": "W2/A8",
-    "copy": "student: copy", "small": "student: small", "trunk": "student: trunk",
 }  # fmt: skip
+TRANSFER = {"copy": "student: copy", "small": "student: small", "trunk": "student: trunk"}
 STUDENTS = {
     "copy": "a copy of the teacher with its last blocks fresh",
     "small": "a small fresh ViT",
     "trunk": "a new head on a trunk that knows other classes",
 }
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns that belong in one table and one plot."""
+
+    name: str
+    title: str
+    columns: Mapping[str, str]
+    note: str
+    seen: str  # in the plot
+
+
+GROUPS = (
+    Group(
+        "accuracy",
+        "The teacher, asked and quantised, per cent",
+        QUANTISED,
+        "Its agreement is on the synthesised images, the rest on real test images.",
+        "What the images are worth to the teacher: its agreement with their labels, and its accuracy on real test images once quantised with them.",
+    ),
+    Group(
+        "students",
+        "Students, per cent of the real test images",
+        TRANSFER,
+        f"The students are {', '.join(f'{words} ({name})' for name, words in STUDENTS.items())}.",
+        "What the images are worth to a student: its accuracy on real test images.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -123,31 +152,44 @@ def _images(evidence: Evidence, place: Place) -> list[Part]:
 
 
 def _comparison(evidence: Evidence, place: Place) -> list[Part]:
-    """The table, and its two plots."""
-    rows = list(evidence.cells)
-    columns = [name for name in (*UNITS, *SHARES) if any(_of(evidence, row, name) for row in rows)]
-    heads = ["method", *(UNITS[name][0] if name in UNITS else f"{SHARES[name]}, %" for name in columns)]
-    lines = [[title(row), *(_mean(name, _of(evidence, row, name)) for name in columns)] for row in rows]
+    """A table of cost, one of the quantised teacher and one of the students, each with its plot."""
     spread = "mean ± standard deviation over seeds" if len(evidence.seeds) > 1 else "one seed"
-    parts: list[Part] = [Table(f"Cost and worth, {spread}", heads, lines, "A dash: not measured, or not yet.")]
-    timed = [row for row in rows if evidence.speedups(row)]
-    if timed:
-        series = {"measured": [statistics.mean(evidence.speedups(row)) for row in timed]}
-        predicted = [_predicted(evidence, row) for row in timed]
-        if any(value is not None for value in predicted):
-            series["predicted by FLOPs"] = predicted
-        path = plots.plot_bars([title(row) for row in timed], series, place("speedup"), label="speed over dense", suffix="×")
-        caption = "How many finished images a method gives in the time of one dense image: measured, and as its FLOPs predict."
-        parts.append(Figure(path, caption, "Bars of speed over dense inversion for each method"))
-    shares = [name for name in SHARES if name != "full" and name in columns]
-    if shares:
-        points = {SHARES[name]: [_point(evidence.values(row, name)) for row in rows] for name in shares}
-        full = [value for row in rows for value in evidence.values(row, "full")]
-        levels = {"the teacher itself": statistics.mean(full)} if full else {}
-        path = plots.plot_shares([title(row) for row in rows], points, levels, place("accuracy"))
-        caption = "What the images are worth: agreement of the teacher, and on real test images the quantised teacher's accuracy and the students'."
-        parts.append(Figure(path, caption, "Points of agreement, quantised accuracy and student accuracy for each method"))
+    parts: list[Part] = [_table(evidence, f"Cost, {spread}", UNITS, ""), *_speedup(evidence, place)]
+    for group in GROUPS:
+        chosen = {column: words for column, words in group.columns.items() if any(_of(evidence, row, column) for row in evidence.cells)}
+        if chosen:
+            parts.append(_table(evidence, f"{group.title}, {spread}", chosen, group.note))
+            parts.append(_shares(evidence, chosen, group.seen, place(group.name)))
     return parts
+
+
+def _table(evidence: Evidence, caption: str, columns: Mapping, note: str) -> Table:
+    chosen = {name: head for name, head in columns.items() if any(_of(evidence, row, name) for row in evidence.cells)}
+    heads = [head if isinstance(head, str) else head[0] for head in chosen.values()]
+    lines = [[title(row), *(_mean(name, _of(evidence, row, name)) for name in chosen)] for row in evidence.cells]
+    return Table(caption, ["method", *heads], lines, " ".join(filter(None, [note, "A dash: not measured, or not yet."])))
+
+
+def _speedup(evidence: Evidence, place: Place) -> list[Part]:
+    timed = [row for row in evidence.cells if evidence.speedups(row)]
+    if not timed:
+        return []
+    series = {"measured": [statistics.mean(evidence.speedups(row)) for row in timed]}
+    predicted = [_predicted(evidence, row) for row in timed]
+    if any(value is not None for value in predicted):
+        series["predicted by FLOPs"] = predicted
+    path = plots.plot_bars([title(row) for row in timed], series, place("speedup"), label="finished images per second, dense = 1", suffix="×")
+    caption = "How many finished images a method gives in the time of one dense image: measured, and as its FLOPs predict."
+    return [Figure(path, caption, "Bars of speed over dense inversion for each method")]
+
+
+def _shares(evidence: Evidence, columns: Mapping[str, str], caption: str, path: Path) -> Figure:
+    """A plot of some columns; the full precision is a level across."""
+    full = [value for row in evidence.cells for value in evidence.values(row, "full")]
+    levels = {"the teacher itself": statistics.mean(full)} if full else {}
+    points = {head: [_point(evidence.values(row, name)) for row in evidence.cells] for name, head in columns.items() if name != "full"}
+    plots.plot_shares([title(row) for row in evidence.cells], points, levels, path)
+    return Figure(path, caption, "Points for each method: " + ", ".join(points))
 
 
 def _of(evidence: Evidence, row: str, column: str) -> list[float]:

@@ -66,10 +66,10 @@ def summary(result: Result) -> str:
     return f"{text}.{cut}"
 
 
-def sections(result: Result, place: Place) -> list[Section]:
-    """The chapters of the page of one folder."""
+def sections(result: Result, place: Place, lines: int = pictures.LINES) -> list[Section]:
+    """The chapters of the page of one folder; lines: of images, where they are in no stages."""
     return [
-        Section("Images", image_parts(result, place)),
+        Section("Images", image_parts(result, place, lines)),
         Section("Retained patches", patch_parts(result, place)),
         Section("Recognition", recognition_parts(result, place)),
         Section("Progress of one image", progress_parts(result, place)),
@@ -77,9 +77,9 @@ def sections(result: Result, place: Place) -> list[Section]:
     ]
 
 
-def image_parts(result: Result, place: Place) -> list[Part]:
+def image_parts(result: Result, place: Place, lines: int) -> list[Part]:
     """The grid; of a run in stages by stages, with all of them together below."""
-    images, rows = result.images, pictures.rows_of(result.images, COLUMNS)
+    images, rows = result.images, pictures.rows_of(result.images, COLUMNS, lines)
     staged = result.stages > 1 and rows[0][0].startswith("stage")
     if staged:
         rows = [*rows, ("together", pictures.together(images, COLUMNS))]
@@ -175,9 +175,10 @@ def progress_parts(result: Result, place: Place) -> list[Part]:
             return ["Nothing was optimised: the images are what they were at the start."]
         return [f"The snapshots cannot be read: {result.complaint}." if result.complaint else none]
     left = any(len(index) < images.grid[0] * images.grid[1] for index in progress.active)
+    fate = "go on moving" if images.provenance.get("update") == "all" else "are frozen"
     caption = (
         f"One image of label {progress.label} through {progress.iterations[-1] + 1} iterations, from nearly noise on."
-        + (" Below: the patches that were active, the others grey; patches that left are frozen." if left else "")
+        + (f" Below: the patches that were active, the others grey; patches that left {fate}." if left else "")
     )  # fmt: skip
     path = pictures.progress_picture(progress, images, place("progress"))
     parts: list[Part] = [Figure(path, caption, f"One image of {result.name} at {len(progress.iterations)} iterations of its run")]

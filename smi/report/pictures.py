@@ -36,9 +36,9 @@ def whole_trajectories(images: SparseImages) -> Tensor:
     return numbers[counts == int(images.stage.max()) + 1]
 
 
-def rows_of(images: SparseImages, columns: int = 10) -> list[tuple[str, SparseImages]]:
+def rows_of(images: SparseImages, columns: int = 10, lines: int = LINES) -> list[tuple[str, SparseImages]]:
     """Titled rows of at most `columns` images: PRI's stages one below the other with a trajectory in each column, other images simply in order, the
-    first 10 rows of them. Only trajectories of which every stage is there are shown by stages."""
+    first `lines` rows of them. Only trajectories of which every stage is there are shown by stages."""
     if not len(images):
         raise InputError("there are no images to show")
     stages = int(images.stage.max()) + 1
@@ -46,7 +46,7 @@ def rows_of(images: SparseImages, columns: int = 10) -> list[tuple[str, SparseIm
     if stages == 1 or not len(whole):
         return [
             (f"{start}-{min(start + columns, len(images)) - 1}", images[start : start + columns])
-            for start in range(0, min(len(images), LINES * columns), columns)
+            for start in range(0, min(len(images), lines * columns), columns)
         ]
     return [(f"stage {stage + 1}", images[(images.stage == stage) & torch.isin(images.trajectory, whole)]) for stage in range(stages)]
 
@@ -109,24 +109,25 @@ def mosaic(rows: Sequence[tuple[str, Tensor, Sequence[str]]], path: str | Path, 
 
     columns = max(len(images) for _, images, _ in rows)
     height, width = rows[0][1].shape[1:3]
-    tall, room = CELL * height / width, 0.17  # inches: of an image, of the words above it
-    margin = 0.2 + 0.072 * max(len(name) for name, *_ in rows)
-    heading = 0.3 * bool(title)
+    font = min(12.0, max(9.0, 1.2 * columns))  # points: a wide picture is shown smaller
+    tall, room = CELL * height / width, 0.021 * font  # inches: of an image, of the words above it
+    margin = 0.2 + 0.0085 * font * max(len(name) for name, *_ in rows)
+    heading = 0.028 * font * bool(title)
     size = margin + columns * CELL * (1 + GAP), heading + sum(tall + (room if above else GAP * CELL) for *_, above in rows) + 0.05
     figure = Figure(figsize=size, dpi=min(DOTS[1], max(DOTS[0], width)) / CELL)
     page = figure.add_axes((0, 0, 1, 1))  # in inches from the upper left
     y = heading
     for name, images, above in rows:
         y += room if above else GAP * CELL
-        page.text(margin - 0.1, y + tall / 2, name, ha="right", va="center", fontsize=9)
+        page.text(margin - 0.1, y + tall / 2, name, ha="right", va="center", fontsize=font)
         for column, pixels in enumerate(images):
             x = margin + column * CELL * (1 + GAP)
             page.imshow(pixels.numpy(), interpolation="antialiased", extent=(x, x + CELL, y + tall, y))
             if column < len(above):
-                page.text(x + CELL / 2, y - 0.03, above[column], ha="center", va="bottom", fontsize=8)
+                page.text(x + CELL / 2, y - 0.03, above[column], ha="center", va="bottom", fontsize=font - 1)
         y += tall
     if title:
-        page.text(size[0] / 2, 0.06, title, ha="center", va="top", fontsize=10)
+        page.text(size[0] / 2, 0.06, title, ha="center", va="top", fontsize=font + 1)
     page.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="auto")
     page.axis("off")
     return save(figure, path)

@@ -152,7 +152,7 @@ def plot_shares(
     axis = figure.subplots()
     for number, (name, values) in enumerate(series.items()):
         there = [(group, *value) for group, value in enumerate(values) if value is not None]
-        shift = (number - (len(series) - 1) / 2) * 0.1
+        shift = (number - (len(series) - 1) / 2) * min(0.1, BAR / len(series))
         spreads = [spread for *_, spread in there]
         axis.errorbar(
             [group + shift for group, *_ in there], [value for _, value, _ in there], yerr=spreads if any(spreads) else None,
