@@ -15,6 +15,7 @@ When all is done a row for each method is appended to bench/results/<device>.jso
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -148,17 +149,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, default=252, help="finished images of each method (whole trajectories for v = 2, 4, 7)")
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--engine", choices=("reference", "fused"), default="reference", help="that makes the images")
-    parser.add_argument("--batch-size", type=int, default=36, help="trajectories at a time, the same for every method")
+    parser.add_argument("--batch-size", type=int, default=63, help="trajectories at a time, the same for every method")
     parser.add_argument("--tv-weight", type=float, default=5e-3)
     parser.add_argument("--copy-steps", type=int, default=400)
     parser.add_argument("--small-steps", type=int, default=2000)
     parser.add_argument("--trunk-steps", type=int, default=200)
     parser.add_argument("--trunk-learning", type=int, default=600)
     parser.add_argument("--fresh-blocks", type=int, help="last blocks of the copy that start afresh")
-    parser.add_argument("--student-batch", type=int, default=64)
+    parser.add_argument("--student-batch", type=int, default=32)
     parser.add_argument("--test-images", type=int, help="real test images; all of digits, 2000 of CIFAR-10 when absent")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
-    parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
+    parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="processes side by side; the cores, at most 8, when absent")
     parser.add_argument("--folder", type=Path, help="out/evidence/<data> when absent")
     parser.add_argument("--force", action="store_true", help="go on in a folder of other settings")
     parser.add_argument("--no-append", action="store_true", help="leave bench/results as it is")

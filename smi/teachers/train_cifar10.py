@@ -49,7 +49,8 @@ class Recipe:
     warmup: float = 0.05
     noise: float = 0.2  # largest deviation of the noise, in deviations of the pixels
     shift: int = 4  # pixels of 32
-    smoothing: float = 0.1
+    smoothing: float = 0.1  # of the labels
+    smoothing_late: float = 0.0  # students learn more from a teacher whose labels are not smoothed (bench/NOTES.md)
     mimetic: bool = True
     bfloat16: bool = False
 
@@ -147,7 +148,12 @@ def mimetic(model: nn.Module) -> None:
     model.pos_embed[0, 1:] = 0.5 * torch.cat([waves[0], waves[1]], dim=-1).flatten(0, 1)
 
 
-def batch(data: Data, recipe: Recipe, step: int, seed: int) -> tuple[Tensor, Tensor]:
+def smoothing(recipe: Recipe, step: int, steps: int) -> float:
+    """How much the labels of a step are smoothed."""
+    return recipe.smoothing_late if _is_late(recipe, step, steps) else recipe.smoothing
+
+
+def batch(data: Data, recipe: Recipe, step: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:
     """Normalised pixels [B, 3, S, S] and target probabilities [B, classes] of a step; the same whenever it is asked for."""
     per_epoch, size = len(data.train_images) // recipe.batch_size, recipe.batch_size
     order = torch.randperm(len(data.train_images), generator=generator(seed, "epoch", step // per_epoch))
@@ -156,7 +162,8 @@ def batch(data: Data, recipe: Recipe, step: int, seed: int) -> tuple[Tensor, Ten
     draw = generator(seed, "batch", step)
     images = _jitter(data.train_images[chosen], recipe.shift, draw)
     pixels = data.normalise(images, recipe.architecture["img_size"])
-    targets = F.one_hot(data.train_labels[chosen], CLASSES).float() * (1 - recipe.smoothing) + recipe.smoothing / CLASSES
+    smooth = smoothing(recipe, step, steps)
+    targets = F.one_hot(data.train_labels[chosen], CLASSES).float() * (1 - smooth) + smooth / CLASSES
     if torch.rand(1, generator=draw) < recipe.mixup:
         share = torch.rand(1, generator=draw).to(pixels.device)
         pixels, targets = torch.lerp(pixels, pixels.flip(0), share), torch.lerp(targets, targets.flip(0), share)
@@ -178,8 +185,12 @@ def _jitter(images: Tensor, shift: int, draw: torch.Generator) -> Tensor:
 
 def kept_share(recipe: Recipe, step: int, steps: int, seed: int) -> float:
     """The share of patches that a step sees."""
-    least, most = recipe.kept_late if step >= (1 - recipe.late) * steps else recipe.kept
+    least, most = recipe.kept_late if _is_late(recipe, step, steps) else recipe.kept
     return least + (most - least) * torch.rand(1, generator=generator(seed, "kept", step)).item()
+
+
+def _is_late(recipe: Recipe, step: int, steps: int) -> bool:
+    return step >= (1 - recipe.late) * steps
 
 
 def rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -254,7 +265,7 @@ def _update(model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, 
     model.patch_drop.prob = 1 - kept_share(recipe, step, steps, seed)
     for group in optimiser.param_groups:
         group["lr"] = rate(recipe, step, steps)
-    pixels, targets = batch(data, recipe, step, seed)
+    pixels, targets = batch(data, recipe, step, steps, seed)
     with torch.autocast(pixels.device.type, torch.bfloat16, enabled=recipe.bfloat16 and pixels.is_cuda):
         loss = F.cross_entropy(model(pixels), targets)
     optimiser.zero_grad()
