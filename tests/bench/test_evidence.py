@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 OPTIMISED = ("dense", "psaq", "smi", "pri2", "pri4", "pri7")  # rows whose images cost iterations
 COLUMNS = ("agreement", "full", "w8a8", "copy", "small", "trunk")  # one width: every further one exports the teacher again
 STEPS = [f"--{name}-steps=5" for name in ("copy", "small", "trunk")]
-SMALL = ["--images=42", "--batch-size=6", "--iterations=7", *STEPS, "--trunk-learning=2", "--student-batch=4", "--test-images=20", "--seeds=1"]
-TINY = ["--rows", "gaussian", "pri7", "--columns", *COLUMNS, *SMALL]
+SMALL = ["--images=42", "--batch-size=6", "--iterations=7", *STEPS, "--trunk-learning=2", "--student-batch=4", "--test-images=20"]
+TINY = ["--rows", "gaussian", "pri7", "--columns", *COLUMNS, *SMALL, "--seeds=1", "--jobs=1"]
 
 
 @pytest.fixture(scope="module", autouse=True)
