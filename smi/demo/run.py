@@ -19,7 +19,7 @@ from ..sparse_images import SparseImages
 from ..storage import output_folder, replace_file
 from ..teachers import digits
 from . import downstream
-from .compare import ITERATIONS, NUM_IMAGES, agreement, compare
+from .compare import ITERATIONS, METHODS, NUM_IMAGES, agreement, compare
 
 BATCH_SIZE = 12  # the same for every method: total variation weighs more in larger batches
 TV_WEIGHT = 5e-3
@@ -48,7 +48,7 @@ def demo(
     folder = output_folder(folder, force)
     teacher, common = digits(), {"force": force, "labels": range(10), "seed": seed, "progress": progress}
     options = {"iterations": iterations, "batch_size": BATCH_SIZE, "tv_weight": TV_WEIGHT}
-    rows, made = compare(teacher, num_images=num_images, output=folder, **options, **common)
+    rows, made = compare(teacher, METHODS, num_images=num_images, output=folder, **options, **common)
     picture = picture_grid(_rows(made), folder / "demo.png", title="Digits synthesised from the embedded teacher, without data")
     table = [{**asdict(row), "folder": row.folder, "images_per_second": row.images_per_second} for row in rows]
     result = {"format": FORMAT, "table": table, "notes": [], "picture": str(picture), "settings": made["dense"].provenance}
