@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,15 @@ def test_patches_are_dropped_in_training_and_kept_shares_stay_in_range(tiny):
     early = [train_cifar10.kept_share(recipe, step, 100, 0) for step in range(70)]
     late = [train_cifar10.kept_share(recipe, step, 100, 0) for step in range(70, 100)]
     assert 0.25 <= min(early) < max(early) <= 0.5 < max(late) <= 1.0
+
+
+def test_labels_are_smoothed_at_first_only(tiny):
+    recipe = train_cifar10.PRESETS["cpu"]
+    data = train_cifar10.read(tiny[1], torch.device("cpu"))
+    recipe = replace(recipe, mixup=0.0)
+    early, late = (train_cifar10.batch(data, recipe, step, 100, 0)[1].max(1).values for step in (69, 70))
+    torch.testing.assert_close(early, torch.full_like(early, 1 - 0.9 * recipe.smoothing))
+    assert recipe.smoothing > 0 and bool((late == 1).all())
 
 
 def test_the_jitter_of_a_batch_moves_and_mirrors_each_image():
