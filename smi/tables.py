@@ -16,6 +16,7 @@ from .settings import MOST
 from .version import __version__
 
 DEFAULT_DIVISIONS = (2, 4, 7)
+DEMO_WIDTH = 112  # characters that the demo's table takes
 EXPLANATION = """\
 published rule: 384 x the forward multiply-adds with the last stage's tokens, patch embedding dense, attention's products left out.
 GFLOP/step: every matrix product of the reference engine, forward and backward to the pixels; floor: with the last block computed for CLS alone."""
@@ -179,21 +180,22 @@ def print_info(table: dict) -> None:
 
 
 def print_demo(result: dict) -> None:
-    settings = result["settings"]
-    shown = _table(
-        "digits teacher, {iterations} iterations, batches of {batch_size} trajectories, a_tv {tv_weight:g}, {device}".format(**settings),
-        *("method", "sparsity", "images", "seconds", "images/s", "speed-up", "FLOPs predict", "teacher agrees", "W8/A8", "W4/A8", "student"),
-    )
-    for row in result["table"]:
-        shown.add_row(
-            row["method"],
-            f"{row['sparsity']:.0%}",
-            str(row["images"]),
-            *(f"{row[name]:.1f}" if name in row else "" for name in ("seconds", "images_per_second")),
-            *(f"{row[name]:.2f}x" if name in row else "" for name in ("speedup", "flops_speedup")),
-            *(f"{row[name]:.1%}" if name in row else "" for name in ("agreement", "w8a8", "w4a8", "transfer")),
-        )
-    _console().print(shown)
+    """The table, in two parts where the terminal is narrow."""
+    console, rows = _console(), result["table"]
+    title = "digits teacher, {images} images each, {iterations} iterations, batches of {batch_size} trajectories, a_tv {tv_weight:g}, {device}"
+    title = title.format(images=rows[0]["images"], **result["settings"])
+    cost = {
+        "sparsity": ("sparsity", "{:.0%}"), "seconds": ("seconds", "{:.1f}"), "images/s": ("images_per_second", "{:.1f}"),
+        "speed-up": ("speedup", "{:.2f}x"), "FLOPs\npredict": ("flops_speedup", "{:.2f}x"),
+    }  # fmt: skip
+    shares = {"teacher\nagrees": "agreement", "W8/A8": "w8a8", "W4/A8": "w4a8", "student": "transfer"}
+    worth = {head: (name, "{:.1%}") for head, name in shares.items() if any(name in row for row in rows)}
+    for columns in ({**cost, **worth},) if console.width >= DEMO_WIDTH else (cost, worth):
+        shown = _table(title, "method", *columns)
+        for row in rows:
+            shown.add_row(row["method"], *(form.format(row[name]) if name in row else "" for name, form in columns.values()))
+        console.print(shown)
+        title = ""
     if "full" in result:
         print(f"on real test images: the teacher {result['full']:.1%}, quantised with the images of a row, and a student that learned from them")
     for note in result["notes"]:

@@ -45,6 +45,25 @@ def test_methods_are_made_used_and_reported(tmp_path, capsys, monkeypatch):
     assert "W8/A8" in shown
 
 
+@pytest.mark.parametrize("width", [80, 130])
+def test_the_table_fits_a_narrow_terminal(width, monkeypatch, capsys):
+    from rich.console import Console
+
+    monkeypatch.setattr("smi.tables._console", lambda: Console(width=width))
+    timed = {"seconds": 123.4, "images_per_second": 12.3, "speedup": 12.34, "flops_speedup": 12.67}
+    shares = {"agreement": 1.0, "w8a8": 0.996, "w4a8": 0.996, "transfer": 0.584}
+    table = [
+        {"method": "PRI v=4, random", "sparsity": 0.75, "images": 84, **timed, **shares},
+        {"method": "real images", "sparsity": 0.0, "images": 84},
+    ]
+    settings = {"iterations": 200, "batch_size": 12, "tv_weight": 0.005, "device": "cpu"}
+    print_demo({"table": table, "settings": settings, "notes": ["A note."], "picture": "demo.png", "report": "report.html"})
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    for figure in ("PRI v=4, random", "123.4", "12.34x", "100.0%", "58.4%", "A note.", "report: report.html"):
+        assert figure in shown
+
+
 @pytest.fixture
 def without_real_digits(monkeypatch):
     def missing(*_):
