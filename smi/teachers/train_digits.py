@@ -20,14 +20,14 @@ from . import ARCHITECTURE, FOLDER, RECORD, WEIGHTS, untrained_digits
 
 SIDE, PATCH = ARCHITECTURE["img_size"], ARCHITECTURE["patch_size"]
 CONFIG = {
-    "epochs": 80,
+    "epochs": 150,
     "batch_size": 64,
     "lr": 1e-3,
     "weight_decay": 0.05,
     "warmup": 0.05,
     "least_kept": 0.25,
     "shift": 3,
-    "noise": 0.2,
+    "noise": 0.5,
     "smoothing": 0.0,  # students learn more from a teacher whose labels were not smoothed (bench/NOTES.md)
     "seed": 0,
 }
