@@ -53,7 +53,6 @@ class Config:
     trunk_learning: int  # steps in which it learns the other classes
     fresh_blocks: int
     student_batch: int
-    small_batch: int  # of the small student
     test_images: int | None  # of which accuracy is measured; None: all
     threads: int
 
@@ -77,7 +76,6 @@ def make_config(given: argparse.Namespace) -> Config:
         trunk_learning=given.trunk_learning,
         fresh_blocks=given.fresh_blocks or (4 if cifar else 2),
         student_batch=given.student_batch,
-        small_batch=given.small_batch,
         test_images=given.test_images or (2000 if cifar else None),
         threads=given.threads,
     )
@@ -159,7 +157,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--trunk-learning", type=int, default=600)
     parser.add_argument("--fresh-blocks", type=int, help="last blocks of the copy that start afresh")
     parser.add_argument("--student-batch", type=int, default=32)
-    parser.add_argument("--small-batch", type=int, default=24, help="of the small student")
     parser.add_argument("--test-images", type=int, help="real test images; all of digits, 2000 of CIFAR-10 when absent")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="processes side by side; the cores, at most 8, when absent")

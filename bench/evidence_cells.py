@@ -204,7 +204,7 @@ def _transfer(config, folder: Path, row: str, images: smi.SparseImages, seed: in
     if kind == "copy":
         student, steps, given = partly_fresh(teacher, config.fresh_blocks, seed), config.copy_steps, {}
     elif kind == "small":
-        student, steps, given = small_student(teacher, seed), config.small_steps, {"batch_size": config.small_batch}
+        student, steps, given = small_student(teacher, seed), config.small_steps, {}
     else:
         student, steps, given = trunk(config, folder), config.trunk_steps, {"head_only": True, "lr": 0.1}
         teacher, images, evaluation = _later_classes(teacher, images, evaluation)
@@ -219,13 +219,14 @@ def _transfer(config, folder: Path, row: str, images: smi.SparseImages, seed: in
         images,
         preset="adamw",
         steps=steps,
+        batch_size=config.student_batch,
         eval_every=max(1, steps // CURVE_POINTS),
         evaluation=evaluation,
         output=place(folder, row, seed) / kind,
         progress=False,
         seed=seed,
         on_step=clock,
-        **{"batch_size": config.student_batch, **given},
+        **given,
     )
     curve = [{"step": r["step"], "seconds": seconds.get(r["step"]), "kl": r["kl"], "accuracy": r["accuracy"]} for r in result.curve]
     return {kind: result.accuracy, f"{kind}_curve": curve}

@@ -262,6 +262,7 @@ def export(folder, output, to, shard_images, force, as_json) -> None:
     click.option("--lr", type=float, help="Learning rate."),
     click.option("--temperature", type=float, help="Of the divergence."),
     click.option("--head-only", is_flag=True, default=None, help="Train the classifier alone."),
+    click.option("--patch-dropout", type=float, help="Largest share of the retained patches that a step leaves out, from 0 up to 1."),
     click.option("--patience", type=int, help="Evaluations without a better one before the run ends."),
     click.option("--eval", "evaluation", help="Real images on which the student is measured: digits, cifar10 or a path."),
     click.option("--refresh-every", type=int, help="Without FOLDER: make new images every so many steps."),

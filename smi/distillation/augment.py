@@ -1,4 +1,4 @@
-"""Augmentation of sparse images: rolled by pixels and flipped, the index map following.
+"""Augmentation of sparse images: rolled by pixels and flipped, the index map following, and fewer patches.
 
 A roll by (dy, dx) moves a patch to the cell nearest to where it went (a half rounds up) and shifts its pixels by what remains, at most half a patch.
 Pixels that come from a cell without a patch repeat the border of the patch itself. Where nothing is missing this is the roll of the whole image.
@@ -52,3 +52,12 @@ def draw(batch: int, roll: int, flip: bool, generator: torch.Generator) -> tuple
     offsets = torch.randint(-roll, roll + 1, (batch, 2), generator=generator)
     flips = torch.randint(0, 2, (batch,), generator=generator).bool() & flip
     return offsets, flips
+
+
+def drop_patches(patches: Tensor, index: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random part of the patches [B, n, ...] at cells index [B, n] of each image (PatchDropout, Liu et al. 2023): how many is drawn for the batch,
+    from (1 - share) n, at least one, to n."""
+    n = index.shape[1]
+    kept = int(torch.randint(max(1, round((1 - share) * n)), n + 1, (), generator=generator))
+    chosen = torch.rand(index.shape, generator=generator).argsort(1)[:, :kept]
+    return patches[torch.arange(len(patches))[:, None], chosen], index.gather(1, chosen)

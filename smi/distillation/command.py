@@ -13,7 +13,15 @@ from .pool import Inversion, Source
 from .students import make_student
 
 INVERSION = ("method", "num_images", "iterations", "prune_at", "prune_ratio", "division", "batch_size", "tv_weight", "mean", "std")
-TRAINING = {"steps": "steps", "batch": "batch_size", "lr": "lr", "temperature": "temperature", "head_only": "head_only", "patience": "patience"}
+TRAINING = {
+    "steps": "steps",
+    "batch": "batch_size",
+    "lr": "lr",
+    "temperature": "temperature",
+    "head_only": "head_only",
+    "patience": "patience",
+    "patch_dropout": "patch_dropout",
+}
 
 
 def run_distill(

@@ -68,7 +68,8 @@ def distill(
     images: SparseImages; or, to refresh them every `refresh_every` steps, a function that makes those of round 0, 1, ... or an iterator such as
     `smi.invert_batches` gives. A student on the teacher's patch grid reads the retained patches alone, any other the filled image (with a warning).
     preset: "published" (SGD 0.1, momentum 0.9, weight decay 1e-4, no schedule) or "adamw"; options: any field of
-    `smi.distillation.settings.Settings` in its place, such as steps, batch_size, temperature, lr, head_only, roll, flip, holdout, patience, seed.
+    `smi.distillation.settings.Settings` in its place, such as steps, batch_size, temperature, lr, head_only, roll, flip, patch_dropout, holdout,
+    patience, seed.
     The best weights are those of the smallest divergence on held-out images (on all of them where holdout is less than one image): real data takes
     no part in the choice. evaluation: real images [N, C, H, W], normalised for the student, and labels [N], whose accuracy is reported. output: a
     folder for curve.jsonl, the best student and the state of the run; a killed run goes on from it when called again with the same arguments.
@@ -107,6 +108,7 @@ class _Run:
         vit = describe(self.teacher)
         self.roll = min(vit.image_size) // 8 if settings.roll is None else settings.roll
         self.flip = vit.flip if settings.flip is None else settings.flip
+        self.patch_dropout = settings.patch_dropout if self.read_teacher.sparse and self.read_student.sparse else 0.0
         self.asked = {
             "settings": asdict(settings),
             "teacher": vit.weight_hash(),
@@ -174,6 +176,8 @@ class _Run:
         chosen = torch.randperm(len(images), generator=draw)[: settings.batch_size]
         offsets, flips = augment.draw(len(chosen), self.roll, self.flip, draw)
         patches, index = augment.roll_and_flip(images.patches[chosen].float(), images.index[chosen], images.grid, offsets, flips)
+        if self.patch_dropout:
+            patches, index = augment.drop_patches(patches, index, self.patch_dropout, draw)
         patches, index = patches.to(self.device), index.to(self.device)
         self.student.train()
         torch.manual_seed(draw.initial_seed())  # dropout of students that have any

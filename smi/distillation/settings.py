@@ -26,6 +26,7 @@ class Settings:
     head_only: bool = False
     roll: int | None = None  # pixels; None: an eighth of the shorter side
     flip: bool | None = None  # None: the teacher's own
+    patch_dropout: float = 0.0  # largest share of an image's patches that a step leaves out, where both models read patches; the share is drawn
     holdout: float = 0.1  # share of the images that the student is measured on and never sees
     eval_every: int = 100  # steps
     patience: int | None = None  # evaluations without a better one before the run ends
@@ -40,7 +41,7 @@ class Settings:
 
 PRESETS = {
     "published": Settings(),
-    "adamw": Settings("adamw", lr=1e-3, weight_decay=0.05, warmup=0.05, cosine=True, clip=1.0),
+    "adamw": Settings("adamw", lr=1e-3, weight_decay=0.05, warmup=0.05, cosine=True, clip=1.0, patch_dropout=0.75),
 }
 
 
@@ -63,6 +64,8 @@ def make_settings(preset: str, options: dict) -> Settings:
             raise InputError(f"{name} must be positive, got {getattr(made, name)}")
     if not 0 <= made.holdout < 1:
         raise InputError(f"holdout must lie from 0 up to 1, got {made.holdout}")
+    if not 0 <= made.patch_dropout < 1:
+        raise InputError(f"patch_dropout must lie from 0 up to 1, got {made.patch_dropout}")
     if made.roll is not None and made.roll < 0:
         raise InputError(f"roll must be at least 0 pixels, got {made.roll}")
     if made.optimiser not in ("sgd", "adamw"):

@@ -82,6 +82,22 @@ def test_the_index_map_follows_as_in_the_inversion(vit, images):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
+def test_patch_dropout_leaves_patches_on_their_cells():
+    generator = torch.Generator().manual_seed(0)
+    index = torch.rand(4, 20).argsort(1)[:, :12]
+    patches = index[..., None, None, None].float().expand(-1, -1, 1, 2, 2)
+    counts = set()
+    for _ in range(60):
+        some, cells = augment.drop_patches(patches, index, 0.75, generator)
+        assert torch.equal(some[:, :, 0, 0, 0].long(), cells)
+        assert all(
+            len(set(row.tolist())) == cells.shape[1] and set(row.tolist()) <= set(all_.tolist()) for row, all_ in zip(cells, index, strict=True)
+        )
+        counts.add(cells.shape[1])
+    assert counts == set(range(3, 13))
+    assert augment.drop_patches(patches[:, :1], index[:, :1], 0.99, generator)[1].shape[1] == 1
+
+
 def test_draws_stay_within_the_roll_and_do_not_flip_unasked():
     offsets, flips = augment.draw(500, 3, False, torch.Generator().manual_seed(0))
     assert set(offsets.flatten().tolist()) == {-3, -2, -1, 0, 1, 2, 3}
@@ -134,8 +150,11 @@ def test_both_are_fed_the_same_short_sequences(vit, images, monkeypatch):
 
     monkeypatch.setattr("smi.forward.forward_patches", recorded("student", engine.forward_patches))
     monkeypatch.setattr(engine.Fused, "forward_patches", recorded("teacher", engine.Fused.forward_patches))
-    smi.distill(vit, small_student(vit), images, **QUICK)
+    smi.distill(vit, small_student(vit), images, **QUICK, patch_dropout=0.0)
     assert fed == {("student", 6, 6), ("teacher", 6, 6)}
+    fed.clear()
+    smi.distill(vit, small_student(vit), images, **{**QUICK, "steps": 30}, patch_dropout=0.5)
+    assert fed == {(name, n, n) for name in ("student", "teacher") for n in range(3, 7)}
 
 
 def test_the_head_alone(vit, images):
