@@ -16,12 +16,14 @@ When all is done a row for each method is appended to bench/results/<device>.jso
 import argparse
 import json
 import os
+import shutil
 import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 
 import torch
 
@@ -34,6 +36,8 @@ from .record import append, environment, results_file
 from .table import print_table
 
 FOLDER = Path("out/evidence")
+COUNTS = ("seeds", "jobs", "threads", "images", "iterations", "batch_size", "student_batch", "test_images")
+COUNTS += ("copy_steps", "small_steps", "trunk_steps", "trunk_learning")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,9 @@ def make_config(given: argparse.Namespace) -> Config:
     """The options as they were given, the others as the data needs them."""
     if given.data == "cifar10" and given.teacher is None:
         raise InputError("cifar10 needs a teacher: pass the folder that smi.teachers.train_cifar10 wrote as --teacher")
+    for name in COUNTS:
+        if (value := getattr(given, name)) is not None and value < 1:
+            raise InputError(f"{name.replace('_', '-')} must be at least 1, got {value}")
     cifar = given.data == "cifar10"
     return Config(
         data=given.data,
@@ -74,7 +81,7 @@ def make_config(given: argparse.Namespace) -> Config:
         small_steps=given.small_steps,
         trunk_steps=given.trunk_steps,
         trunk_learning=given.trunk_learning,
-        fresh_blocks=given.fresh_blocks or (4 if cifar else 2),
+        fresh_blocks=(4 if cifar else 2) if given.fresh_blocks is None else given.fresh_blocks,
         student_batch=given.student_batch,
         test_images=given.test_images or (2000 if cifar else None),
         threads=given.threads,
@@ -82,11 +89,18 @@ def make_config(given: argparse.Namespace) -> Config:
 
 
 def open_folder(path: Path, config: Config, force: bool) -> None:
-    """Remember what the folder is of. Raises InputError where it is of something else."""
+    """Remember what the folder is of. Raises InputError where it holds cells of something else."""
     path.mkdir(parents=True, exist_ok=True)
     about = path / "config.json"
-    if about.exists() and not force and json.loads(about.read_text()) != asdict(config):
-        raise InputError(f"{path} holds evidence of other settings: choose another --folder")
+    begun = [cell.parent for cell in path.glob("seed*/*/cell.json")]  # none: an earlier command was refused
+    if begun and about.exists() and json.loads(about.read_text()) != asdict(config):
+        if not force:
+            raise InputError(f"{path} holds evidence of other settings: choose another --folder, or pass --force to go on in it")
+        for cell in begun:  # what is finished stays, students half way with other settings cannot go on
+            known = json.loads((cell / "cell.json").read_text())
+            for name in cells.STUDENTS:
+                if name not in known:
+                    shutil.rmtree(cell / name, ignore_errors=True)
     write_json(about, asdict(config))
 
 
@@ -97,14 +111,24 @@ def run(config: Config, folder: Path, seeds: int, rows: list[str], columns: list
         for cell in todo:
             cells.work(*cell)
         return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_end_with_parent) as pool:
         waiting = [pool.submit(cells.work, *cell) for cell in todo]
         try:
             for done in as_completed(waiting):
                 done.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what runs ends with its column, what waits does not begin
+            pool.shutdown(wait=False, cancel_futures=True)  # what runs ends with its cell, what waits does not begin
             raise
+
+
+def _end_with_parent() -> None:
+    """Workers whose parent was killed would go on beside those of the next start."""
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def collect(folder: Path, seeds: int, rows: list[str]) -> list[dict]:
@@ -116,7 +140,7 @@ def collect(folder: Path, seeds: int, rows: list[str]) -> list[dict]:
         found.append({"method": row, **{name: [cell[name] for cell in made] for name in columns}})
     dense = next((row["seconds"] for row in found if row["method"] == "dense"), None)
     for row in found:
-        if dense is not None and "seconds" in row and row["method"] != "gaussian":
+        if dense is not None and "seconds" in row and row["method"] not in ("gaussian", "real"):  # which cost no iterations
             row["speedup"] = [of_dense / mine for of_dense, mine in zip(dense, row["seconds"], strict=True)]
     return found
 
@@ -177,8 +201,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(given: argparse.Namespace) -> int:
     config, folder = make_config(given), given.folder or FOLDER / given.data
-    if given.seeds < 1 or given.jobs < 1:
-        raise InputError("seeds and jobs must be at least 1")
     open_folder(folder, config, given.force)
     run(config, folder, given.seeds, given.rows, given.columns, given.jobs)
     found = collect(folder, given.seeds, given.rows)

@@ -5,6 +5,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from smi.checkpoints import load_model
 from smi.datasets import load
 from smi.distillation import partly_fresh, small_student
 from smi.engine.reference import forward
+from smi.errors import InputError
 from smi.evaluate import recognition
 from smi.forward import forward_sparse
 from smi.model_folder import DESCRIPTION, load_model_folder, save_model
@@ -131,13 +133,23 @@ def make_images(config, folder: Path, row: str, seed: int) -> None:
     if "seconds" in read(folder, row, seed) and path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
+    _warm_up(config, row)
     began = time.process_time()
     images = real_images(config, seed) if row == "real" else _inverted(config, row, seed)
     seconds = time.process_time() - began
-    images.save(path, force=True)
     found = {} if row in ("real", "gaussian") else dict(zip(("gflops", "flops_ratio"), flops(config, row), strict=True))
+    images.save(path, force=True)
     write(folder, row, seed, seconds=seconds, **found)
     print(f"seed {seed}  {TITLES[row]}: {len(images)} images in {seconds:.1f} s", flush=True)
+
+
+@cache
+def _warm_up(config, row: str) -> None:
+    """What the first images of a process would pay for: imports, the teacher, the engine's buffers."""
+    if row == "real":
+        real(config, "train")
+    else:
+        _inverted(replace(config, images=1, iterations=7, batch_size=1), row, 0)
 
 
 def _inverted(config, row: str, seed: int) -> smi.SparseImages:
@@ -236,6 +248,8 @@ def _later_classes(teacher: nn.Module, images: smi.SparseImages, evaluation: tup
     """The teacher, images and real data of the second half of the classes, which the trunk has not seen."""
     first = teacher.num_classes // 2
     kept = images.labels >= first
+    if not kept.any():
+        raise InputError(f"no image shows one of the classes {first} to {teacher.num_classes - 1}, which the trunk has to learn: make more --images")
     images = smi.SparseImages(
         images.patches[kept], images.index[kept], images.labels[kept] - first, images.trajectory[kept], images.stage[kept], images.grid,
         images.mean, images.std,

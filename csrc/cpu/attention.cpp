@@ -10,7 +10,7 @@
 
 namespace {
 
-constexpr int BLOCK = 8 * MR;  // queries whose scores are held at a time
+constexpr int BLOCK = (80 + NR - 1) / NR * NR;  // queries whose scores are held at a time, at most
 
 struct Params {
   const void* qkv;      // element (b, t, j, h, d) at b * stride[0] + t * stride[1] + j * stride[2] + h * stride[3] + d
@@ -27,17 +27,22 @@ struct Params {
 
 inline int padded(int64_t x) { return int((x + NR - 1) / NR * NR); }
 
+// Queries of a block: whole panels of columns, as many in each block, so that no short one is left over.
+inline int block_of(int count) {
+  const int panels = padded(count) / NR, most = BLOCK / NR, blocks = (panels + most - 1) / most;
+  return (panels + blocks - 1) / blocks * NR;
+}
+
 // One head of one image.
 template <class T>
 struct Head {
   const Params& p;
   int64_t b, h;
-  int count, width, tokens;  // real tokens; D and count, padded to whole tiles
+  int count, width;  // real tokens; D, padded to whole tiles
 
   Head(const Params& p, int64_t task) : p(p), b(task / p.heads), h(task % p.heads) {
     count = int(p.lengths ? p.lengths[b] : p.n);
     width = padded(p.width);
-    tokens = padded(count);
   }
 
   int64_t row(int t) const { return p.index ? p.index[b * p.n + t] : t; }
@@ -69,22 +74,19 @@ struct Head {
     for (; d < real; ++d) from_float(to + d, from[d]);
   }
 
-  // q, k and v, each [count, width].
-  void take_inputs(float* q, float* k, float* v) const {
-    for (int t = 0; t < count; ++t) {
-      take(input(0, t), q + t * width);
-      take(input(1, t), k + t * width);
-      take(input(2, t), v + t * width);
-    }
+  // Rows first, first + 1, ... of queries, keys or values (j = 0, 1, 2) as floats [rows, width]: copied to `to`.
+  Left copied(int j, int first, int rows, float* to) const {
+    for (int t = 0; t < rows; ++t) take(input(j, first + t), to + t * width);
+    return {to, width, 1};
   }
 
-  // factor times x [count, width], transposed to [width, tokens], zeros past count.
-  void transpose(const float* x, float factor, float* to) const;
+  // The same, read where they lie if they can be.
+  Left read(int j, int first, int rows, float* to) const {
+    return direct() ? Left{reinterpret_cast<const float*>(input(j, first)), ptrdiff_t(p.stride[1]), 1} : copied(j, first, rows, to);
+  }
 };
 
 #if defined(__AVX2__)
-
-
 inline void transpose_8x8(const float* from, int64_t ldf, float factor, float* to, int64_t ldt) {
   __m256 r[8], s[8];
   for (int i = 0; i < 8; ++i) r[i] = _mm256_mul_ps(_mm256_loadu_ps(from + i * ldf), _mm256_set1_ps(factor));
@@ -105,17 +107,54 @@ inline void transpose_8x8(const float* from, int64_t ldf, float factor, float* t
 }
 #endif
 
-template <class T>
-void Head<T>::transpose(const float* x, float factor, float* to) const {
+// factor times x [rows, width], transposed to [width, columns], zeros past `rows`.
+inline void transpose(Left x, int rows, int width, float factor, float* to, int columns) {
   int t = 0;
 #if defined(__AVX2__)
-  for (; t + 8 <= count; t += 8)
-    for (int d = 0; d < width; d += 8) transpose_8x8(x + t * width + d, width, factor, to + d * int64_t(tokens) + t, tokens);
+  for (; t + 8 <= rows; t += 8)
+    for (int d = 0; d < width; d += 8) transpose_8x8(x.at + t * x.row + d, x.row, factor, to + d * int64_t(columns) + t, columns);
 #endif
-  for (; t < count; ++t)
-    for (int d = 0; d < width; ++d) to[d * int64_t(tokens) + t] = factor * x[t * width + d];
-  for (; t < tokens; ++t)
-    for (int d = 0; d < width; ++d) to[d * int64_t(tokens) + t] = 0;
+  for (; t < rows; ++t)
+    for (int d = 0; d < width; ++d) to[d * int64_t(columns) + t] = factor * x.at[t * x.row + d];
+  for (; t < columns; ++t)
+    for (int d = 0; d < width; ++d) to[d * int64_t(columns) + t] = 0;
+}
+
+// Softmax down each column of scores [count, columns], and log of the sum of exponentials of the first `block` columns. Queries are columns, so that
+// sums and largest values are of vectors, and no number of a vector is another's.
+inline void softmax(float* scores, int count, int columns, int block, float* lse) {
+  for (int j = 0; j < columns; j += V) {
+    float* at = scores + j;
+    vec top = load(at);
+    for (int t = 1; t < count; ++t) {
+      const vec x = load(at + t * columns);
+      top = x > top ? x : top;
+    }
+    vec total = {};
+    for (int t = 0; t < count; ++t) {
+      const vec x = exp(load(at + t * columns) - top);  // NaN stays NaN, and makes the sum NaN
+      total += x;
+      store(at + t * columns, x);
+    }
+    const vec share = 1 / total;
+    for (int t = 0; t < count; ++t) store(at + t * columns, load(at + t * columns) * share);
+    for (int i = 0; i < V && j + i < block; ++i) lse[j + i] = top[i] + std::log(total[i]);
+  }
+}
+
+// Scores and dP, both [count, columns], to P and scale * dS, by lse of the columns.
+inline void softmax_backward(float* scores, float* pulls, int count, int columns, const float* lse, float scale) {
+  for (int j = 0; j < columns; j += V) {
+    float *row = scores + j, *pull = pulls + j;
+    const vec shift = load(lse + j);
+    vec mean = {};
+    for (int t = 0; t < count; ++t) {
+      const vec x = exp(load(row + t * columns) - shift);
+      store(row + t * columns, x);
+      mean += x * load(pull + t * columns);
+    }
+    for (int t = 0; t < count; ++t) store(pull + t * columns, load(row + t * columns) * (load(pull + t * columns) - mean) * scale);
+  }
 }
 
 // C[count, width] = A B to rows of T `stride` apart: straight there, or through `between` and then by rows.
@@ -129,34 +168,18 @@ inline void product_to(const Head<T>& head, int count, int depth, Left a, const 
 template <class T>
 void forward_head(const Params& params, int64_t task) {
   Head<T> head(params, task);
-  const int count = head.count, width = head.width, tokens = head.tokens;
-  float* q = scratch(size_t(3) * count * width + size_t(width) * tokens + BLOCK * size_t(tokens + width));
-  float *k = q + count * width, *v = k + count * width, *kt = v + count * width, *weights = kt + width * tokens, *out = weights + BLOCK * tokens;
-  head.take_inputs(q, k, v);
-  head.transpose(k, params.scale, kt);
-  for (int first = 0; first < count; first += BLOCK) {
-    const int block = count - first < BLOCK ? count - first : BLOCK;
-    product<false>(block, tokens, width, {q + first * width, width, 1}, kt, tokens, weights, tokens);
-    for (int i = 0; i < block; ++i) {
-      float* row = weights + i * tokens;
-      for (int t = count; t < tokens; ++t) row[t] = -INFINITY;
-      vec top = load(row);
-      for (int t = V; t < tokens; t += V) {
-        vec x = load(row + t);
-        top = x > top || x != x ? x : top;  // NaN stays NaN
-      }
-      const float most = largest(top);
-      vec total = {};
-      for (int t = 0; t < tokens; t += V) {
-        vec x = exp(load(row + t) - most);
-        total += x;
-        store(row + t, x);
-      }
-      const float all = sum(total), share = 1 / all;
-      for (int t = 0; t < tokens; t += V) store(row + t, load(row + t) * share);
-      head.lse()[first + i] = most + std::log(all);
-    }
-    product_to(head, block, count, {weights, tokens, 1}, v, params.heads * params.width, out, [&](int i) { return head.output(first + i); });
+  const int count = head.count, width = head.width, size = block_of(count);
+  const size_t whole = size_t(count) * width, part = size_t(size) * width;
+  float* k = scratch(2 * whole + 3 * part + size_t(count) * size);
+  float *v = k + whole, *q = v + whole, *qt = q + part, *out = qt + part, *weights = out + part;
+  const Left keys = head.read(1, 0, count, k);
+  head.copied(2, 0, count, v);
+  for (int first = 0; first < count; first += size) {
+    const int block = count - first < size ? count - first : size, columns = padded(block);
+    transpose(head.read(0, first, block, q), block, width, params.scale, qt, columns);
+    product<false>(count, columns, width, keys, qt, columns, weights, columns);
+    softmax(weights, count, columns, block, head.lse() + first);
+    product_to(head, block, count, {weights, 1, columns}, v, params.heads * params.width, out, [&](int i) { return head.output(first + i); });
   }
   for (int t = count; t < params.n; ++t) {
     memset(head.output(t), 0, params.width * sizeof(T));
@@ -164,50 +187,38 @@ void forward_head(const Params& params, int64_t task) {
   }
 }
 
-// P is recomputed from lse; rowsum(P dP) needs no output. Rows that are no token's are not touched.
+// P is recomputed from lse; the sums of P dP need no output. Rows that are no token's are not touched.
 template <class T>
 void backward_head(const Params& params, int64_t task) {
   Head<T> head(params, task);
-  const int count = head.count, width = head.width, tokens = head.tokens;
-  const size_t whole = size_t(count) * width, across = size_t(width) * tokens;
-  float* q = scratch(6 * whole + 2 * across + BLOCK * size_t(2 * tokens + width));
-  float *k = q + whole, *v = k + whole, *grad = v + whole, *dk = grad + whole, *dv = dk + whole;
-  float *kt = dv + whole, *vt = kt + across, *weights = vt + across, *dscores = weights + BLOCK * tokens, *dq = dscores + BLOCK * tokens;
-  head.take_inputs(q, k, v);
-  for (int t = 0; t < count; ++t) head.take(head.gradient(t), grad + t * width);
-  head.transpose(k, params.scale, kt);
-  head.transpose(v, 1, vt);
+  const int count = head.count, width = head.width, size = block_of(count);
+  const size_t whole = size_t(count) * width, part = size_t(size) * width, scores = size_t(count) * size;
+  float* k = scratch(4 * whole + 5 * part + 2 * scores);
+  float *v = k + whole, *dk = v + whole, *dv = dk + whole, *q = dv + whole, *grad = q + part, *qt = grad + part, *gt = qt + part, *dq = gt + part;
+  float *weights = dq + part, *dscores = weights + scores, lse[BLOCK];
+  const Left keys = head.copied(1, 0, count, k), values = head.read(2, 0, count, v);
   const int64_t stride = 3 * params.heads * params.width;
-  for (int first = 0; first < count; first += BLOCK) {
-    const int block = count - first < BLOCK ? count - first : BLOCK;
-    const float *queries = q + first * width, *pulls = grad + first * width;
-    product<false>(block, tokens, width, {queries, width, 1}, kt, tokens, weights, tokens);
-    product<false>(block, tokens, width, {pulls, width, 1}, vt, tokens, dscores, tokens);
-    for (int i = 0; i < block; ++i) {
-      float *row = weights + i * tokens, *pull = dscores + i * tokens;
-      for (int t = count; t < tokens; ++t) row[t] = -INFINITY;
-      const float shift = head.lse()[first + i];
-      vec total = {};
-      for (int t = 0; t < tokens; t += V) {
-        vec x = exp(load(row + t) - shift);
-        store(row + t, x);
-        total += x * load(pull + t);
-      }
-      const float mean = sum(total);
-      for (int t = 0; t < tokens; t += V) store(pull + t, load(row + t) * (load(pull + t) - mean) * params.scale);
-    }
-    product_to(head, block, count, {dscores, tokens, 1}, k, stride, dq, [&](int i) { return head.found(0, first + i); });
-    if (count <= BLOCK) {  // one block: its sums are the results
-      product_to(head, count, block, {dscores, 1, tokens}, queries, stride, dk, [&](int t) { return head.found(1, t); });
-      product_to(head, count, block, {weights, 1, tokens}, pulls, stride, dv, [&](int t) { return head.found(2, t); });
+  for (int first = 0; first < count; first += size) {
+    const int block = count - first < size ? count - first : size, columns = padded(block);
+    transpose(head.copied(0, first, block, q), block, width, params.scale, qt, columns);
+    for (int t = 0; t < block; ++t) head.take(head.gradient(first + t), grad + t * width);
+    transpose({grad, width, 1}, block, width, 1, gt, columns);
+    product<false>(count, columns, width, keys, qt, columns, weights, columns);
+    product<false>(count, columns, width, values, gt, columns, dscores, columns);
+    for (int t = 0; t < columns; ++t) lse[t] = t < block ? head.lse()[first + t] : 0;
+    softmax_backward(weights, dscores, count, columns, lse, params.scale);
+    product_to(head, block, count, {dscores, 1, columns}, k, stride, dq, [&](int i) { return head.found(0, first + i); });
+    if (block == count) {  // one block: its sums are the results
+      product_to(head, count, block, {dscores, columns, 1}, q, stride, dk, [&](int t) { return head.found(1, t); });
+      product_to(head, count, block, {weights, columns, 1}, grad, stride, dv, [&](int t) { return head.found(2, t); });
       return;
     }
     if (first == 0) {
-      product<false>(count, width, block, {dscores, 1, tokens}, queries, width, dk, width);
-      product<false>(count, width, block, {weights, 1, tokens}, pulls, width, dv, width);
+      product<false>(count, width, block, {dscores, columns, 1}, q, width, dk, width);
+      product<false>(count, width, block, {weights, columns, 1}, grad, width, dv, width);
     } else {
-      product<true>(count, width, block, {dscores, 1, tokens}, queries, width, dk, width);
-      product<true>(count, width, block, {weights, 1, tokens}, pulls, width, dv, width);
+      product<true>(count, width, block, {dscores, columns, 1}, q, width, dk, width);
+      product<true>(count, width, block, {weights, columns, 1}, grad, width, dv, width);
     }
   }
   for (int t = 0; t < count; ++t) {

@@ -109,11 +109,3 @@ inline float sum(vec x) {  // by halves
     for (int i = 0; i < n; ++i) part[i] += part[i + n];
   return part[0];
 }
-
-inline float largest(vec x) {
-  float part[V];
-  store(part, x);
-  for (int n = V / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) part[i] = part[i] > part[i + n] ? part[i] : part[i + n];
-  return part[0];
-}

@@ -99,6 +99,9 @@ class _Run:
             raise InputError(
                 f"the student has {self.read_student.num_classes} classes, the teacher {self.read_teacher.num_classes}: they must be the same"
             )
+        most = max(int(part.labels.max()) for part in (self.pool.images, self.pool.held_out) if part is not None)
+        if most >= self.read_teacher.num_classes:
+            raise InputError(f"the images have labels up to {most}, but the teacher has {self.read_teacher.num_classes} classes: another model's")
         self._check_evaluation()
         if settings.head_only:
             freeze_trunk(self.student)
@@ -274,12 +277,17 @@ def _folder(path: Path, force: bool) -> Path:
     """The output folder; one that holds a distillation is gone on with unless force."""
     if path.is_dir() and not force and ((path / STATE).exists() or (path / RESULT).exists()):
         return path
-    only_pools = path.is_dir() and all(entry.name.startswith("pool-") for entry in path.iterdir())  # killed before the first state
-    output_folder(path, force or only_pools)
+    begun = path.is_dir() and all(_unfinished(entry.name) for entry in path.iterdir())  # killed before the first state was there
+    output_folder(path, force or begun)
     for name in (STATE, RESULT, CURVE, DESCRIPTION, WEIGHTS):
         (path / name).unlink(missing_ok=True)
     remove_pools(path)
     return path
+
+
+def _unfinished(name: str) -> bool:
+    """Whether a file is what a killed run leaves beside its states: kept rounds, and temporary names of ours and of safetensors."""
+    return name.startswith(("pool-", ".tmp")) or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _hash(model: nn.Module) -> str:

@@ -5,9 +5,11 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -19,6 +21,7 @@ from tests.bench.killer import read
 ROOT = Path(__file__).parents[2]
 OPTIMISED = ("dense", "psaq", "smi", "pri2", "pri4", "pri7")  # rows whose images cost iterations
 COLUMNS = ("agreement", "full", "w8a8", "copy", "small", "trunk")  # one width: every further one exports the teacher again
+COUNTS = [name.replace("_", "-") for name in evidence.COUNTS]
 STEPS = [f"--{name}-steps=5" for name in ("copy", "small", "trunk")]
 SMALL = ["--images=42", "--batch-size=6", "--iterations=7", *STEPS, "--trunk-learning=2", "--student-batch=4", "--test-images=20"]
 TINY = ["--rows", "gaussian", "pri7", "--columns", *COLUMNS, *SMALL, "--seeds=1", "--jobs=1"]
@@ -90,10 +93,20 @@ def test_the_mean_over_seeds_is_judged():
 def test_what_is_missing_is_named():
     planted = good_rows()
     del planted["pri7"]
-    del planted["gaussian"]["small"]
+    del planted["gaussian"]["small"], planted["dense"]["w4a8"], planted["psaq"]["flops_ratio"]
     wrong = failures(as_rows(planted))
-    assert {f"{column} of pri7 was not measured" for column in ("copy", "small", "speedup")} | {"small of gaussian was not measured"} == set(wrong)
+    missing = [("copy", "pri7"), ("small", "pri7"), ("speedup", "pri7"), ("small", "gaussian"), ("w4a8", "dense"), ("flops_ratio", "psaq")]
+    assert set(wrong) == {f"{column} of {method} was not measured" for column, method in missing}
     assert failures([])  # a run of nothing passes no check
+    assert len(failures([{"method": "smi", "copy": [0.95], "small": [0.85], "speedup": [12.0]}], "cifar10")) == 4
+
+
+@pytest.mark.parametrize("column", ["copy", "speedup", "flops_ratio", "w8a8"])
+def test_what_is_no_number_reaches_no_floor(column):
+    planted = good_rows()
+    planted["smi"][column] = float("nan")
+    (line,) = failures(as_rows(planted))
+    assert "nan" in line
 
 
 def test_other_data_has_only_the_common_floors():
@@ -150,7 +163,9 @@ def test_columns_by_seed_and_their_mean_and_deviation(tmp_path, capsys):
     assert dense["seconds"] == [60.0, 64.0]
     assert dense["speedup"] == [1.0, 1.0]
     assert pri["speedup"] == [10.0, 8.0]  # of the same seed
-    assert "speedup" not in noise
+    cells.write(tmp_path, "real", 0, seconds=0.1)
+    cells.write(tmp_path, "real", 1, seconds=0.1)
+    assert all("speedup" not in row for row in (noise, evidence.collect(tmp_path, 2, [*rows, "real"])[-1]))
     assert "copy" not in dense
     assert "copy_curve" not in dense
     evidence.show(settings(), found, 2)
@@ -169,11 +184,7 @@ def test_columns_by_seed_and_their_mean_and_deviation(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--data", "cifar10"], "cifar10 needs a teacher"),
-        (["--seeds", "0"], "seeds and jobs must be at least 1"),
-        (["--jobs", "0"], "seeds and jobs must be at least 1"),
-        (["--images", "0"], "num_images must be"),
-        (["--iterations", "0"], "iterations must be"),
-        (["--batch-size", "-1"], "batch_size must be"),
+        *(([f"--{name}", "0"], f"{name} must be at least 1, got 0") for name in COUNTS),
         (["--tv-weight", "nan"], "tv_weight must be"),
         (["--teacher", "/nowhere"], "/nowhere"),
     ],
@@ -185,6 +196,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, message, tmp_path,
     assert err.count("\n") == 1, f"one sentence expected, got: {err}"
     assert message in err
     assert not list(tmp_path.rglob("cell.json"))
+
+
+def test_a_refused_command_does_not_stand_in_the_way_of_the_right_one(tmp_path, capsys):
+    command = [*TINY, "--rows", "gaussian", "--columns", "full", "--folder", str(tmp_path), "--no-append"]
+    assert evidence.main([*command, "--rows", "pri7", "--tv-weight", "nan"]) == 2
+    assert evidence.main(command) == 0
+
+
+def test_too_few_images_for_the_trunk(tmp_path, capsys):
+    few = ["--images=7", "--batch-size=1", "--rows", "pri7", "--columns", "trunk"]
+    assert evidence.main([*TINY, *few, "--folder", str(tmp_path), "--no-append"]) == 2
+    assert "no image shows one of the classes 5 to 9" in capsys.readouterr().err
 
 
 def test_data_that_is_not_there(tmp_path, capsys, monkeypatch):
@@ -264,11 +287,19 @@ def test_a_folder_of_other_settings_is_refused_unless_forced(folder, capsys):
     before, config = state(folder), (folder / "config.json").read_text()
     assert evidence.main(other) == 2
     err = capsys.readouterr().err
-    assert err == f"evidence: {folder} holds evidence of other settings: choose another --folder\n"
+    assert err == f"evidence: {folder} holds evidence of other settings: choose another --folder, or pass --force to go on in it\n"
     assert (folder / "config.json").read_text() == config
     assert evidence.main([*other, "--force"]) == 0
     assert state(folder) == before
     assert json.loads((folder / "config.json").read_text())["tv_weight"] == 1e-3
+
+
+def test_a_student_half_way_with_other_settings_begins_anew_when_forced(folder, monkeypatch):
+    command = [*TINY, "--folder", str(folder), "--no-append"]
+    cell = {name: value for name, value in cells.read(folder, "pri7", 0).items() if not name.startswith("copy")}
+    (folder / "seed0" / "pri7" / "cell.json").write_text(json.dumps(cell))  # as killed between the student and its cell
+    assert evidence.main([*command, "--copy-steps", "3", "--force"]) == 0
+    assert [point["step"] for point in cells.read(folder, "pri7", 0)["copy_curve"]] == [1, 2, 3]
 
 
 def test_rows_are_appended_once(folder, results, capsys):
@@ -331,3 +362,24 @@ def test_killed_ten_times_at_random_moments(made, tmp_path):
         assert values(json.loads(ended[name])) == same
     told = re.findall(r"^(seed 0  .+: \w+) [\d.]+$", log.read_text(), re.MULTILINE)
     assert len(told) == len(set(told)) >= len(columns)  # a line is lost where a kill falls between a column and its line
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_command_that_is_killed(made, tmp_path):
+    """Else they would write into the cells of the next start."""
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "bench.evidence", *TINY, "--columns", "agreement", "copy", "--jobs", "2", "--folder", str(folder), "--no-append"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not list(folder.rglob("cell.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.wait()
+    assert len(workers) >= 2
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    for row in ("gaussian", "pri7"):
+        whole, cell = values(cells.read(made, row, 0)), values(cells.read(folder, row, 0))
+        assert cell == {column: value for column, value in whole.items() if column in cell}
+        assert {"agreement", "copy"} <= set(cell)

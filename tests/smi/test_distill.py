@@ -294,6 +294,8 @@ def test_images_of_another_model_or_none_at_all(vit, images):
         smi.distill(vit, small_student(vit), [1, 2], **QUICK)
     with pytest.raises(InputError, match="made for another model"):
         smi.distill(small_vit(patch_size=8), small_vit(patch_size=8), images, **QUICK)
+    with pytest.raises(InputError, match="labels up to 8, but the teacher has 5 classes"):
+        smi.distill(vit, small_student(vit), make_images(classes=9), **QUICK)
 
 
 def test_divergence_that_explodes_is_said(vit, images):

@@ -50,6 +50,12 @@ def test_an_interrupted_run_ends_like_one_that_was_not(vit, tmp_path, at):
     assert again.record() == resumed.record()
 
 
+@pytest.mark.parametrize("left", [".state.safetensors.7.tmp", ".tmpAb3dEf", "pool-000000"])
+def test_a_run_that_was_killed_while_it_wrote_its_first_state_goes_on(vit, tmp_path, left):
+    (tmp_path / left).mkdir() if left.startswith("pool") else (tmp_path / left).write_bytes(b"half")
+    assert smi.distill(vit, small_student(vit), make_images(), output=tmp_path, **QUICK).steps == 12
+
+
 KILLED = """
 import os, random, signal, sys, time
 import torch
