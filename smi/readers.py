@@ -69,15 +69,15 @@ def reader(model: nn.Module, images: SparseImages, role: str = "the model", froz
         )
     scale, shift = _statistics(model, images)
     made = Reader(model, images.grid, sparse, scale, shift, 0)
-    return replace(made, num_classes=_classes(made, images, role), fast=_fused(model) if frozen and sparse else None)
+    return replace(made, num_classes=_classes(made, images, role), fast=_fused(model, channels) if frozen and sparse else None)
 
 
-def _fused(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor] | None:
+def _fused(model: nn.Module, channels: int) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The fused engine's forward pass in the model's own precision; None for one that it does not compute in."""
     weight = next(model.parameters())
     if weight.dtype != torch.float32:
         return None
-    unused = (1.0,) * model.in_chans  # patches are normalised already
+    unused = (1.0,) * channels  # patches are normalised already
     fused = Fused(describe(model, mean=unused, std=unused).copy(), torch.float32)
     memory = Buffers() if fused.packed else fresh
     return lambda patches, index: fused.forward_patches(patches.to(weight.device), index.to(weight.device), memory)

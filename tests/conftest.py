@@ -5,6 +5,8 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
+from smi.cli import run
+
 
 def small_vit(kind=VisionTransformer, seed: int = 0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), **options):
     """A ViT of two narrow blocks whose every parameter is random, LayerNorm and position embeddings included."""
@@ -48,3 +50,14 @@ def vit():
 @pytest.fixture(params=VARIANTS, ids=lambda name: name.replace(" ", "-"))
 def variant(request):
     return small_vit(**VARIANTS[request.param])
+
+
+def fails(capsys, arguments, code, *parts):
+    """The command line refuses in one sentence that has all parts, with this exit code."""
+    assert run([str(argument) for argument in arguments]) == code
+    err = capsys.readouterr().err
+    assert err.startswith("smi: ")
+    assert err.count("\n") == 1, f"one sentence expected, got: {err}"
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err

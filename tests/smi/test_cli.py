@@ -17,20 +17,11 @@ import smi
 from smi.cli import run
 from smi.models import describe
 from smi.teachers import digits
+from tests.conftest import fails
 
 ROOT = Path(__file__).parents[2]
 QUICK = ["--num-images", "4", "--iterations", "14"]
 SMALL = "vit_tiny_patch16_224"
-
-
-def fails(capsys, arguments, code, *parts):
-    assert run([str(argument) for argument in arguments]) == code
-    err = capsys.readouterr().err
-    assert err.startswith("smi: ")
-    assert err.count("\n") == 1, f"one sentence expected, got: {err}"
-    assert "Traceback" not in err
-    for part in parts:
-        assert part in err
 
 
 @pytest.fixture(scope="module")

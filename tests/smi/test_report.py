@@ -19,6 +19,7 @@ from smi.report.page import MARK
 from smi.report.runs import DEMO, FORMAT
 from smi.snapshots import FILE
 from smi.teachers import digits
+from tests.conftest import fails
 
 PNG = b"\x89PNG"
 SETTINGS = {"iterations": 8, "batch_size": 4, "labels": range(10), "tv_weight": 5e-3, "progress": False}
@@ -60,16 +61,6 @@ class Page(HTMLParser):
     @property
     def sections(self) -> list[str]:
         return [attributes["id"] for attributes in self.all("section")]
-
-
-def fails(capsys, arguments, code, *parts):
-    assert run([str(argument) for argument in arguments]) == code
-    err = capsys.readouterr().err
-    assert err.startswith("smi: ")
-    assert err.count("\n") == 1, f"one sentence expected, got: {err}"
-    assert "Traceback" not in err
-    for part in parts:
-        assert part in err
 
 
 @pytest.fixture(scope="module")
