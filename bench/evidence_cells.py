@@ -55,6 +55,7 @@ HEADINGS = {
 }
 UNITS = {"seconds": (1.0, 1), "speedup": (1.0, 2), "gflops": (1.0, 2), "flops_ratio": (1.0, 3)}  # factor and decimals; per cent for the others
 CURVE_POINTS = 10
+TRUNK_NOISE = 0.5  # greatest deviation of what the trunk's images are covered with, as for the digits teacher
 
 
 def place(folder: Path, row: str, seed: int) -> Path:
@@ -218,7 +219,7 @@ def _transfer(config, folder: Path, row: str, images: smi.SparseImages, seed: in
     elif kind == "small":
         student, steps, given = small_student(teacher, seed), config.small_steps, {}
     else:
-        student, steps, given = trunk(config, folder), config.trunk_steps, {"head_only": True, "lr": 0.1}
+        student, steps, given = trunk(config, folder), config.trunk_steps, {"head_only": True, "lr": 0.1, "patch_dropout": 0.0}
         teacher, images, evaluation = _later_classes(teacher, images, evaluation)
     began, seconds = time.perf_counter(), {}
 
@@ -295,16 +296,20 @@ def _learned_trunk(config) -> nn.Module:
 
 
 def _learn(student: nn.Module, images: Tensor, labels: Tensor, steps: int) -> None:
-    """Supervised, through a random part of the patches."""
+    """Supervised, through a random part of the patches of shifted, noisy images: augmented and synthetic ones are nothing strange to it."""
     optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.05)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, steps)
-    patches = to_patches(images, student.patch_embed.patch_size[0])
+    patch = student.patch_embed.patch_size[0]
     for step in range(steps):
         draw = generator(0, "trunk", step)
         chosen = torch.randperm(len(images), generator=draw)[:64]
+        shift = torch.randint(1 - patch, patch, (2,), generator=draw).tolist()
+        shown = images[chosen].roll(shift, (2, 3))
+        shown = shown + TRUNK_NOISE * torch.rand(len(chosen), 1, 1, 1, generator=draw) * torch.randn(shown.shape, generator=draw)
+        patches = to_patches(shown, patch)
         kept = int(torch.randint(patches.shape[1] // 4, patches.shape[1] + 1, (1,), generator=draw))
         index = torch.rand(len(chosen), patches.shape[1], generator=draw).argsort(1)[:, :kept]
-        loss = F.cross_entropy(forward_sparse(student, (patches[chosen[:, None], index], index)), labels[chosen])
+        loss = F.cross_entropy(forward_sparse(student, (patches[torch.arange(len(chosen))[:, None], index], index)), labels[chosen])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
