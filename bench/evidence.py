@@ -138,9 +138,9 @@ def collect(folder: Path, seeds: int, rows: list[str]) -> list[dict]:
         made = [cells.read(folder, row, seed) for seed in range(seeds)]
         columns = [name for name in cells.COLUMNS if all(isinstance(cell.get(name), int | float) for cell in made)]
         found.append({"method": row, **{name: [cell[name] for cell in made] for name in columns}})
-    dense = next((row["seconds"] for row in found if row["method"] == "dense"), None)
+    dense = [cells.read(folder, "dense", seed).get("seconds") for seed in range(seeds)]
     for row in found:
-        if dense is not None and "seconds" in row and row["method"] not in ("gaussian", "real"):  # which cost no iterations
+        if None not in dense and "seconds" in row and row["method"] not in ("gaussian", "real"):  # which cost no iterations
             row["speedup"] = [of_dense / mine for of_dense, mine in zip(dense, row["seconds"], strict=True)]
     return found
 
@@ -205,16 +205,24 @@ def _main(given: argparse.Namespace) -> int:
     run(config, folder, given.seeds, given.rows, given.columns, given.jobs)
     found = collect(folder, given.seeds, given.rows)
     show(config, found, given.seeds)
-    written = folder / "appended.json"
-    if not given.no_append and not (written.exists() and json.loads(written.read_text()) == found):
-        about = environment(torch.device("cpu"))
-        about.pop("run", None)  # of the suites
-        append(results_file(about["device"]), [{"kind": "evidence", **row, "config": asdict(config), **about} for row in found])
-        write_json(written, found)
+    if not given.no_append:
+        _append(config, folder / "appended.json", found)
     below = failures(found, config.data) if given.check else []
     for line in below:
         print(f"below its floor: {line}")
     return 1 if below else 0
+
+
+def _append(config: Config, written: Path, found: list[dict]) -> None:
+    """Rows that bench/results does not hold yet; `written` names those that it does."""
+    known = json.loads(written.read_text()) if written.exists() else []
+    fresh = [row for row in found if row not in known]
+    if not fresh:
+        return
+    about = environment(torch.device("cpu"))
+    about.pop("run", None)  # of the suites
+    append(results_file(about["device"]), [{"kind": "evidence", **row, "config": asdict(config), **about} for row in fresh])
+    write_json(written, [*known, *fresh])
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 
 from smi import cost
 from smi.models import ViT, describe
+from smi.report.published import DENSE_ITS, PRI_OVER_DENSE, PRI_OVER_SMI, PUBLISHED
 from smi.schedules import make_schedule
 from smi.tables import info_table
 
@@ -29,26 +30,10 @@ from .table import print_table
 
 MISSING = "missing"
 TITLES = {TINY: "DeiT-Tiny/16", suites.SMALL: "DeiT-Small/16", BASE: "DeiT-Base/16"}
+MODELS = {title: model for model, title in TITLES.items()}
 
 
-@dataclass(frozen=True)
-class Published:
-    """A line of the SMI paper's table; the GPU and the batch are not named there."""
-
-    model: str
-    method: str
-    its: float  # iterations per second
-    gflops: float
-    memory: float  # MB
-
-
-PUBLISHED = (
-    Published(TINY, "dense", 7.33, 414.20, 1118.69),
-    Published(TINY, "smi", 18.82, 107.32, 476.32),
-    Published(BASE, "dense", 1.19, 6475.63, 4096.96),
-    Published(BASE, "smi", 4.51, 1578.97, 1516.64),
-)
-CLAIMS = ("up to 10x over dense", "2x over SMI")  # of PRI
+CLAIMS = (f"{PRI_OVER_DENSE} over dense", f"{PRI_OVER_SMI} over SMI")
 METHODS = tuple(WholeCase("", method, options.get("division"), 1, 1, ()) for method, options in suites.METHODS)
 
 
@@ -159,17 +144,16 @@ def ratio(a: float | None, b: float | None) -> str:
 def speed_table(results: Results) -> Table:
     """Iterations per second, and SMI over dense."""
     lines = []
-    published_dense = {line.model: line.its for line in PUBLISHED if line.method == "dense"}
     for line in PUBLISHED:
         dense, method = METHODS[0], next(m for m in METHODS if m.method == line.method)
-        here = {side: results.its(line.model, method, side) for side in ("eager", "ours")}
-        base = {side: results.its(line.model, dense, side) for side in here}
-        cells = [f"{line.its:.2f} ({line.its / published_dense[line.model]:.2f}x)"]
+        here = {side: results.its(MODELS[line.model], method, side) for side in ("eager", "ours")}
+        base = {side: results.its(MODELS[line.model], dense, side) for side in here}
+        cells = [f"{line.its:.2f} ({line.its / DENSE_ITS[line.model]:.2f}x)"]
         for side, its in here.items():
             gain = ratio(its and its[0], base[side] and base[side][0])
             cells.append(f"{its[0]:.3f} ({gain}), batch {its[1]}, {its[2]}" if its else MISSING)
         ours_over_eager = ratio(here["ours"] and here["ours"][0] * here["ours"][1], here["eager"] and here["eager"][0] * here["eager"][1])
-        lines.append([f"{TITLES[line.model]} {method.title}", *cells, ours_over_eager])
+        lines.append([f"{line.model} {method.title}", *cells, ours_over_eager])
     columns = ["iterations per second (over dense)", "published", "baseline here: eager", "ours here", "ours over eager, same work"]
     return "Throughput", columns, lines
 
@@ -177,12 +161,12 @@ def speed_table(results: Results) -> Table:
 def flops_table() -> Table:
     lines = []
     for line in PUBLISHED:
-        vit, method = vit_of(line.model), next(m for m in METHODS if m.method == line.method)
+        vit, method = vit_of(MODELS[line.model]), next(m for m in METHODS if m.method == line.method)
         schedule = make_schedule(method.method, vit.num_patches, ITERATIONS, **method.options)
         last = cost.step_flops(vit, schedule.patches_per_image, cls_only=True)
         mean = cost.trajectory_flops(vit, schedule, cls_only=True) / ITERATIONS
         cells = [f"{line.gflops:.2f}", f"{cost.published_gflops(vit, schedule):.2f}", f"{last / 1e9:.2f}", f"{mean / 1e9:.2f}"]
-        lines.append([f"{TITLES[line.model]} {method.title}", *cells])
+        lines.append([f"{line.model} {method.title}", *cells])
     columns = ["GFLOP", "published, its own rule", "that rule here", "ours per image and step, last stage", "ours, mean of the run"]
     return "FLOPs (the published rule counts a batch of 128 and weight gradients, and leaves attention's products out)", columns, lines
 
@@ -194,14 +178,14 @@ def memory_table(results: Results) -> Table:
         method = next(m for m in METHODS if m.method == line.method)
         active = None if line.method == "dense" else suites.final_smi()
         cases = [row["case"] for (kind, _, side), row in results.found.items() if kind == "memory" and side == "ours"]
-        case = next((c for c in cases if c in {suites.StepCase(line.model, batch, active).name for batch in range(1, 1025)}), None)
+        case = next((c for c in cases if c in {suites.StepCase(MODELS[line.model], batch, active).name for batch in range(1, 1025)}), None)
         cells = [f"{line.memory:.0f} MB"]
         for side in ("eager", "ours"):
             row = results.get("memory", case, side) if case else None
             cells.append(f"{row['kept_bytes'] / 1e6:.0f} / {row['peak_above_idle_bytes'] / 1e6:.0f} MB, batch {row['batch']}" if row else MISSING)
         rows = [results.get("memory", case, side) if case else None for side in ("ours", "eager")]
         shares = [f"{rows[0][key] / rows[1][key]:.0%}" if all(rows) else MISSING for key in ("kept_bytes", "peak_above_idle_bytes")]
-        lines.append([f"{TITLES[line.model]} {method.title}", *cells, " / ".join(shares) if MISSING not in shares else MISSING])
+        lines.append([f"{line.model} {method.title}", *cells, " / ".join(shares) if MISSING not in shares else MISSING])
     columns = ["kept for backward / peak above idle", "published: on the GPU", "baseline here: eager", "ours here", "ours of eager"]
     return "Memory (the published batch is not named)", columns, lines
 

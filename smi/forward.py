@@ -30,7 +30,7 @@ def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor
     dtype = vit.embed.weight.dtype
     return torch.cat(
         [
-            forward_patches(vit, some.to(vit.device, dtype), cells.to(vit.device), attention).logits
+            forward_patches(vit, some.to(vit.device, dtype), cells.to(vit.device), attention)
             for some, cells in zip(patches.split(batch_size), index.split(batch_size), strict=True)
         ]
     )

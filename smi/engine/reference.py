@@ -30,35 +30,39 @@ def forward(vit: ViT, images: Tensor, index: Tensor, augmentation: Tensor | None
 
     attention_outputs: a list to which every block appends what its patches get from attention before the projection, [B, n, heads, width].
     """
-    tokens = patch_embed(images, index, vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, augmentation, vit.patch_size)
-    return forward_tokens(vit, tokens, attention_outputs)
+    x = patch_embed(images, index, vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, augmentation, vit.patch_size)
+    x = _normalise(x, vit.norm_pre)
+    for block in vit.blocks:
+        qkv = _qkv(x, block, vit.num_heads)  # [B, T, 3, H, D]
+        attended = attention(qkv)
+        if attention_outputs is not None:
+            attention_outputs.append(attended[:, vit.num_prefix :].unflatten(-1, (vit.num_heads, -1)))
+        x = _rest(vit, block, x, attended)
+    with torch.no_grad():
+        _, row = cls_attention(qkv[:, :1, 0], qkv[:, :, 1:])
+    return Output(_classify(vit, _normalise(x, vit.norm)), row[:, vit.num_prefix :])
 
 
-def forward_patches(vit: ViT, patches: Tensor, index: Tensor, attend: Callable[[Tensor], Tensor] = attention) -> Output:
-    """The ViT on patches [B, n, C, p, p] that lie at grid cells `index` [B, n], each with its own position embedding.
+def forward_patches(vit: ViT, patches: Tensor, index: Tensor, attend: Callable[[Tensor], Tensor] = attention) -> Tensor:
+    """Logits [B, classes] of the ViT on patches [B, n, C, p, p] that lie at grid cells `index` [B, n], each with its own position embedding.
 
-    attend: packed qkv [B, T, 3, H, D] to [B, T, H * D]; the definition, or a faster version where a student trains.
+    attend: packed qkv [B, T, 3, H, D] to [B, T, H * D]; the definition, or a faster version where a student trains. The last block is computed for
+    what a head reads alone.
     """
     tokens = F.linear(patches.flatten(2), vit.embed.weight, vit.embed.bias)
     if vit.position is not None:
         tokens = tokens + vit.position[index.long()]
-    return forward_tokens(vit, torch.cat([vit.prefix.expand(len(tokens), -1, -1), tokens], dim=1), attend=attend)
-
-
-def forward_tokens(vit: ViT, x: Tensor, attention_outputs: list[Tensor] | None = None, attend: Callable[[Tensor], Tensor] = attention) -> Output:
-    """Blocks and head on tokens [B, P + n, d], prefix tokens first."""
-    x = _normalise(x, vit.norm_pre)
-    for block in vit.blocks:
-        qkv = _qkv(x, block, vit.num_heads)  # [B, T, 3, H, D]
+    x = _normalise(torch.cat([vit.prefix.expand(len(tokens), -1, -1), tokens], dim=1), vit.norm_pre)
+    *blocks, last = vit.blocks
+    for block in blocks:
+        x = _rest(vit, block, x, attend(_qkv(x, block, vit.num_heads)))
+    qkv = _qkv(x, last, vit.num_heads)
+    if vit.pool == "avg":
         attended = attend(qkv)
-        if attention_outputs is not None:
-            attention_outputs.append(attended[:, vit.num_prefix :].unflatten(-1, (vit.num_heads, -1)))
-        x = linear_residual(attended, block.proj.weight, block.proj.bias, x, block.scale1)
-        hidden = linear_gelu(_normalise(x, block.norm2), block.fc1.weight, block.fc1.bias, vit.activation)
-        x = linear_residual(hidden, block.fc2.weight, block.fc2.bias, x, block.scale2)
-    with torch.no_grad():
-        _, row = cls_attention(qkv[:, :1, 0], qkv[:, :, 1:])
-    return Output(_classify(vit, _normalise(x, vit.norm)), row[:, vit.num_prefix :])
+    else:
+        x = x[:, : len(vit.heads)]
+        attended, _ = cls_attention(qkv[:, : len(vit.heads), 0], qkv[:, :, 1:])
+    return _classify(vit, _normalise(_rest(vit, last, x, attended), vit.norm))
 
 
 def _normalise(x: Tensor, norm: Norm | None) -> Tensor:
@@ -71,6 +75,13 @@ def _qkv(x: Tensor, block: Block, heads: int) -> Tensor:
         return qkv
     q, k, v = qkv.unbind(2)
     return torch.stack([_normalise(q, block.q_norm), _normalise(k, block.k_norm), v], dim=2)
+
+
+def _rest(vit: ViT, block: Block, x: Tensor, attended: Tensor) -> Tensor:
+    """A block behind its attention."""
+    x = linear_residual(attended, block.proj.weight, block.proj.bias, x, block.scale1)
+    hidden = linear_gelu(_normalise(x, block.norm2), block.fc1.weight, block.fc1.bias, vit.activation)
+    return linear_residual(hidden, block.fc2.weight, block.fc2.bias, x, block.scale2)
 
 
 def _classify(vit: ViT, x: Tensor) -> Tensor:
