@@ -221,11 +221,6 @@ def _transfer(config, folder: Path, row: str, images: smi.SparseImages, seed: in
     else:
         student, steps, given = trunk(config, folder), config.trunk_steps, {"head_only": True, "lr": 0.1, "patch_dropout": 0.0}
         teacher, images, evaluation = _later_classes(teacher, images, evaluation)
-    began, seconds = time.perf_counter(), {}
-
-    def clock(step: int, loss: float) -> None:
-        seconds[step] = time.perf_counter() - began
-
     result = smi.distill(
         teacher,
         student,
@@ -238,10 +233,9 @@ def _transfer(config, folder: Path, row: str, images: smi.SparseImages, seed: in
         output=place(folder, row, seed) / kind,
         progress=False,
         seed=seed,
-        on_step=clock,
         **given,
     )
-    curve = [{"step": r["step"], "seconds": seconds.get(r["step"]), "kl": r["kl"], "accuracy": r["accuracy"]} for r in result.curve]
+    curve = [{name: point[name] for name in ("step", "seconds", "kl", "accuracy")} for point in result.curve]
     return {kind: result.accuracy, f"{kind}_curve": curve}
 
 

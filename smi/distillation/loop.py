@@ -37,7 +37,7 @@ class Distilled:
     """What a distillation gives."""
 
     student: nn.Module  # a copy with the best weights, in evaluation mode
-    curve: list[dict]  # one row an evaluation: step, loss, kl, agreement, accuracy
+    curve: list[dict]  # one row an evaluation: step, seconds since the start (of all sittings), loss, kl, agreement, accuracy
     best: dict  # the row of those weights
     steps: int  # taken
     stopped_early: bool
@@ -120,7 +120,7 @@ class _Run:
             "source": getattr(images, "about", None),
             "evaluation": None if evaluation is None else len(evaluation[1]),
         }
-        self.step, self.curve, self.best, self.best_weights, self.worse = 0, [], None, {}, 0
+        self.step, self.seconds, self.curve, self.best, self.best_weights, self.worse = 0, 0.0, [], None, {}, 0
 
     def _check_evaluation(self) -> None:
         if self.evaluation is None:
@@ -156,11 +156,12 @@ class _Run:
         """Take all steps, or those that are left."""
         self._resume()
         saved = time.monotonic()
+        began = saved - self.seconds
         stopped = self._exhausted()
         with Progress("distill", self.settings.steps, self.step, shown=progress) as show:
             while self.step < self.settings.steps and not stopped:
                 loss = self._update()
-                self.step += 1
+                self.step, self.seconds = self.step + 1, time.monotonic() - began
                 show(self.step, f"loss {loss:.4f}" + (f"  held out kl {self.curve[-1]['kl']:.4f}" if self.curve else ""))
                 if on_step is not None:
                     on_step(self.step, loss)
@@ -203,6 +204,7 @@ class _Run:
         mine, wanted = (logits(read, judged, self.device) for read in (self.read_student, self.read_teacher))
         row = {
             "step": self.step,
+            "seconds": self.seconds,
             "loss": loss,
             "kl": float(divergence(mine, wanted, self.settings.temperature)),
             "agreement": (mine.argmax(1) == wanted.argmax(1)).double().mean().item(),
@@ -233,13 +235,13 @@ class _Run:
             return
         progress, extra = load_state(self.folder / STATE, self.student, self.optimiser)
         self._refuse_other(progress["asked"])
-        self.step, self.curve, self.best, self.worse = (progress[name] for name in ("step", "curve", "best", "worse"))
+        self.step, self.seconds, self.curve, self.best, self.worse = (progress[name] for name in ("step", "seconds", "curve", "best", "worse"))
         self.best_weights = {name: tensor.to(self.device) for name, tensor in extra.items()}
 
     def _save(self) -> None:
         if self.folder is None:
             return
-        progress = {"asked": self.asked, "step": self.step, "curve": self.curve, "best": self.best, "worse": self.worse}
+        progress = {name: getattr(self, name) for name in ("asked", "step", "seconds", "curve", "best", "worse")}
         save_state(self.folder / STATE, self.student, self.optimiser, progress, self.best_weights)
         _write(self.folder / CURVE, "".join(json.dumps(row) + "\n" for row in self.curve))
         self.pool.forget()
