@@ -29,10 +29,11 @@ def build_model(name: str, options: dict, device: torch.device) -> nn.Module:
 
 
 def make_step(side: str, model: nn.Module, batch: int, active: int | None, *, own: bool = True, dtype: str = "auto", variant: str | None = None):
-    """The step of "ours", "compiled" or "eager". own: the baselines copy the model. dtype, variant: of ours and compiled, and of compiled."""
+    """The step of "ours", "recompute" (ours with that option), "compiled" or "eager". own: the baselines copy the model. dtype: of all but eager;
+    variant: of compiled."""
     active = describe(model).num_patches if active is None else active
-    if side == "ours":
-        return ours.make_step(model, batch, active, dtype=dtype)
+    if side in ("ours", "recompute"):
+        return ours.make_step(model, batch, active, dtype=dtype, recompute=side == "recompute")
     if side == "eager":
         return baselines.eager_step(model, batch, active, own=own)
     return baselines.compiled_step(model, batch, active, dtype=None if dtype == "auto" else ours.DTYPES[dtype], variant=variant)

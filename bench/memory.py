@@ -92,7 +92,7 @@ def measure_process(side: str, model: str, batch: int, active: int | None, optio
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", required=True, choices=("ours", "eager", "compiled"))
+    parser.add_argument("--side", required=True, choices=("ours", "recompute", "eager", "compiled"))
     parser.add_argument("--model", required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--active", type=int, help="patches; all without it")

@@ -19,24 +19,33 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 
 def make_step(
-    model: nn.Module, batch: int, active: int, *, engine: str = ENGINE, dtype: str = "auto", seed: int = 0, update: str = "active"
+    model: nn.Module,
+    batch: int,
+    active: int,
+    *,
+    engine: str = ENGINE,
+    dtype: str = "auto",
+    seed: int = 0,
+    update: str = "active",
+    recompute: bool = False,
 ) -> Callable[[], Tensor]:
     """One optimisation step on static buffers: augmented forward on `active` patches of each of `batch` images, cross-entropy and total variation,
     pixel gradient, Adam, clip. Returns the loss.
 
     engine: "fused" or "reference". dtype: of the model's arithmetic, "auto" leaves it to the engine. update: "active" moves the pixels of the active
-    patches, "all" every pixel. The step has `images` [B, C, H, W] and `resolved`, what it runs in.
+    patches, "all" every pixel. recompute: of the fused engine. The step has `images` [B, C, H, W] and `resolved`, what it runs in.
     """
     kind = {"fused": FusedStep, "reference": ReferenceStep}[engine]
     pixels = torch.float64 if dtype == "float64" else torch.float32
-    return kind(describe(model), make_start(model, batch, active, dtype=pixels, seed=seed), dtype, update)
+    options = {"recompute": True} if recompute else {}
+    return kind(describe(model), make_start(model, batch, active, dtype=pixels, seed=seed), dtype, update, **options)
 
 
 class FusedStep:
     """`smi.engine`'s step over the rows of the augmentation table; on CUDA one captured graph, as in a run."""
 
-    def __init__(self, vit: ViT, start: Start, dtype: str, update: str):
-        fused = engines.Fused(vit, dtype)
+    def __init__(self, vit: ViT, start: Start, dtype: str, update: str, recompute: bool = False):
+        fused = engines.Fused(vit, dtype, recompute)
         self.images, device = start.images.clone(), start.images.device
         moments = torch.zeros_like(self.images), torch.zeros_like(self.images)
         losses = default_losses(start.tv_weight)

@@ -179,15 +179,20 @@ def memory_table(results: Results) -> Table:
         active = None if line.method == "dense" else suites.final_smi()
         cases = [row["case"] for (kind, _, side), row in results.found.items() if kind == "memory" and side == "ours"]
         case = next((c for c in cases if c in {suites.StepCase(MODELS[line.model], batch, active).name for batch in range(1, 1025)}), None)
-        cells = [f"{line.memory:.0f} MB"]
-        for side in ("eager", "ours"):
-            row = results.get("memory", case, side) if case else None
-            cells.append(f"{row['kept_bytes'] / 1e6:.0f} / {row['peak_above_idle_bytes'] / 1e6:.0f} MB, batch {row['batch']}" if row else MISSING)
-        rows = [results.get("memory", case, side) if case else None for side in ("ours", "eager")]
-        shares = [f"{rows[0][key] / rows[1][key]:.0%}" if all(rows) else MISSING for key in ("kept_bytes", "peak_above_idle_bytes")]
-        lines.append([f"{line.model} {method.title}", *cells, " / ".join(shares) if MISSING not in shares else MISSING])
-    columns = ["kept for backward / peak above idle", "published: on the GPU", "baseline here: eager", "ours here", "ours of eager"]
+        found = {side: results.get("memory", case, side) if case else None for side in ("eager", "ours", "recompute")}
+        cells = [f"{line.memory:.0f} MB", *map(_memory, found.values()), *(_share(found[side], found["eager"]) for side in ("ours", "recompute"))]
+        lines.append([f"{line.model} {method.title}", *cells])
+    columns = ["kept for backward / peak above idle", "published: on the GPU", "baseline here: eager", "ours here", "ours, recompute"]
+    columns += ["ours of eager", "recompute of eager"]
     return "Memory (the published batch is not named)", columns, lines
+
+
+def _memory(row: dict | None) -> str:
+    return f"{row['kept_bytes'] / 1e6:.0f} / {row['peak_above_idle_bytes'] / 1e6:.0f} MB, batch {row['batch']}" if row else MISSING
+
+
+def _share(row: dict | None, of: dict | None) -> str:
+    return " / ".join(f"{row[key] / of[key]:.0%}" for key in ("kept_bytes", "peak_above_idle_bytes")) if row and of else MISSING
 
 
 def pri_table(results: Results) -> Table:

@@ -65,7 +65,7 @@ class MemoryCase:
     model: str
     batch: int
     active: int | None = None
-    sides: tuple[str, ...] = TWO_SIDES
+    sides: tuple[str, ...] = ("ours", "recompute", "eager")
 
     @property
     def name(self) -> str:

@@ -159,6 +159,7 @@ def smi(traceback) -> None:
     click.option("--engine", help="fused or reference; fused where it can when absent."),
     click.option("--dtype", default="auto", help="auto, float32, bfloat16, float16 or, by the reference, float64."),
     click.option("--update", default="active", help="active: patches that left stay as they are; all: every pixel goes on moving, as published."),
+    click.option("--recompute", is_flag=True, help="Keep five ninths of the memory for the backward pass, for a sixth more FLOPs."),
     click.option("--max-memory", type=float, help="GiB beside the weights: batches run in as many parts as that takes."),
     SEED,
     click.option("--device", help="cpu, cuda, cuda:1, ...; a GPU where there is one when absent."),

@@ -109,7 +109,8 @@ def invert_batches(model: nn.Module, **settings) -> Iterator[SparseImages]:
     engine: "fused" or "reference"; None: fused, unless a loss or dtype="float64" needs the reference. dtype: of the model's arithmetic, "float32",
     "bfloat16" or "float16" (fused), "float32" or "float64" (reference); "auto": what the device computes faster in; pixels are float32, or float64.
     update: "active" freezes the pixels of patches that left, "all" goes on moving every pixel, as published code does. max_memory: GiB beside the
-    weights: the passes of a batch then run in as many parts as that takes (fused).
+    weights: the passes of a batch then run in as many parts as that takes (fused). recompute: keep five ninths for the backward pass, for a sixth
+    more FLOPs (fused).
     flip, mean, std: facts of the training data, None: the model's own. device: None: a GPU if there is one, else the model's.
     on_iteration: called with an `Iteration` after each update. seed: of everything drawn.
     """
@@ -136,7 +137,7 @@ def run_batches(run: Run, on_iteration: Callable[[Iteration], None] | None = Non
             if not ran_out(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
-            raise out_of_memory(run.vit, run.schedule, len(trajectories), fused=run.fused and run.fused.dtype) from error
+            raise out_of_memory(run.vit, run.schedule, len(trajectories), fused=run.fused and run.fused.mode) from error
         part = part[: min(left, len(part))]
         left -= len(part)
         yield part

@@ -61,14 +61,15 @@ class PeakMemory(TorchDispatchMode):
         self.bytes -= size
 
 
-def step_memory(vit: ViT, batch: int, active: int, fused: torch.dtype | None = None) -> StepMemory:
-    """Memory of one iteration of the default loss on `batch` trajectories with `active` patches each. fused: the fused engine's dtype, None for the
+def step_memory(vit: ViT, batch: int, active: int, fused: engine.Mode | None = None) -> StepMemory:
+    """Memory of one iteration of the default loss on `batch` trajectories with `active` patches each. fused: the fused engine's mode, None for the
     reference engine."""
     device, vit = vit.device, vit.to("meta", vit.embed.weight.dtype)
     images = torch.empty(batch, vit.channels, *vit.image_size, device="meta", dtype=vit.embed.weight.dtype, requires_grad=True)
     weights = sum(tensor.nbytes for tensor in vit.tensors())
     if fused is not None:
-        weights += weights * fused.itemsize // images.itemsize * (2 if device.type == "cpu" else 1)  # laid out for both directions, or in its dtype
+        copies = 2 if device.type == "cpu" else 1  # laid out for both directions, or in its dtype
+        weights += copies * weights * fused.dtype.itemsize // images.itemsize
         return StepMemory(weights, engine.pass_bytes(vit, batch, active, fused), STEP_BUFFERS * images.nbytes)
     index = torch.empty(batch, active, device="meta", dtype=torch.int64)
     labels = torch.empty(batch, device="meta", dtype=torch.int64)
@@ -89,7 +90,7 @@ def available_memory(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def fitting_batch(vit: ViT, schedule: Schedule, available: int, fused: torch.dtype | None = None) -> int:
+def fitting_batch(vit: ViT, schedule: Schedule, available: int, fused: engine.Mode | None = None) -> int:
     """The largest batch of trajectories whose first stage, the widest, fits into `available` bytes beside the weights, which are already there; 0 if
     none does."""
     one, two = (step_memory(vit, batch, schedule.num_patches, fused).beside_weights * _slack(vit) for batch in (1, 2))
@@ -101,7 +102,7 @@ def _slack(vit: ViT) -> float:
     return CPU_SLACK if vit.device.type == "cpu" else 1.0
 
 
-def chunk_of(vit: ViT, schedule: Schedule, batch: int, limit: float, fused: torch.dtype) -> int:
+def chunk_of(vit: ViT, schedule: Schedule, batch: int, limit: float, fused: engine.Mode) -> int:
     """How many trajectories' passes run together so that a batch stays within `limit` GiB beside the weights. Raises RunError where not even one
     does."""
     slack = _slack(vit)
@@ -114,7 +115,7 @@ def chunk_of(vit: ViT, schedule: Schedule, batch: int, limit: float, fused: torc
     return min(fits, batch)
 
 
-def check_memory(vit: ViT, schedule: Schedule, batch: int, fused: torch.dtype | None = None) -> None:
+def check_memory(vit: ViT, schedule: Schedule, batch: int, fused: engine.Mode | None = None) -> None:
     """Raise RunError before a run that cannot fit, naming the batch size that does."""
     available = available_memory(vit.device)
     if step_memory(vit, batch, schedule.num_patches, fused).beside_weights * _slack(vit) > available:
@@ -126,7 +127,7 @@ def ran_out(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
-def out_of_memory(vit: ViT, schedule: Schedule, batch: int, available: int | None = None, fused: torch.dtype | None = None) -> RunError:
+def out_of_memory(vit: ViT, schedule: Schedule, batch: int, available: int | None = None, fused: engine.Mode | None = None) -> RunError:
     """The error that says which batch size fits; call it when the tensors of the failed pass are gone."""
     most = batch - 1 if available is not None else batch // 2  # what failed in earnest was estimated to fit
     if available is None:

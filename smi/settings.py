@@ -124,6 +124,7 @@ def prepare(
     engine: str | None = None,
     update: str = "active",
     max_memory: float | None = None,
+    recompute: bool = False,
     init: Tensor | None = None,
     augmentation: Sequence[tuple[int, int, bool]] | None = None,
     jitter: int | None = None,
@@ -148,6 +149,8 @@ def prepare(
         raise InputError("pass losses or tv_weight, not both: a list of losses brings its own total variation")
     losses_used = _losses(losses, tv_weight, seed)
     engine = _engine(engine, dtype, losses_used)
+    if recompute and engine != "fused":
+        raise InputError("recompute needs the fused engine: the reference keeps what autograd does")
     vit = describe(model, mean=mean, std=std, flip=flip).to(_device(model, device), torch.float64 if dtype == "float64" else torch.float32)
     _refuse_nan(model)
     options = {"prune_at": prune_at, "prune_ratio": prune_ratio, "division": division}
@@ -171,14 +174,14 @@ def prepare(
         init=init,
         lr=lr,
         betas=betas,
-        fused=Fused(vit, dtype) if engine == "fused" else None,
+        fused=Fused(vit, dtype, recompute) if engine == "fused" else None,
         update=update,
     )
     run.provenance.update(_provenance(run, method, labels, importance, losses, tv_weight, jitter, augmentation))
     if max_memory is not None:
         run.chunk = _chunk(run, max_memory)
     elif iterations:
-        check_memory(vit, schedule, run.batch_size, run.fused and run.fused.dtype)
+        check_memory(vit, schedule, run.batch_size, run.fused and run.fused.mode)
     return run, on_iteration
 
 
@@ -235,7 +238,7 @@ def _chunk(run: Run, limit: float) -> int:
         raise InputError(f"max_memory must be a positive number of GiB, got {limit}")
     if run.fused is None:
         raise InputError("max_memory needs the fused engine, which can run a batch in parts")
-    return chunk_of(run.vit, run.schedule, run.batch_size, limit, run.fused.dtype)
+    return chunk_of(run.vit, run.schedule, run.batch_size, limit, run.fused.mode)
 
 
 def _refuse_nan(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from . import cost
 from .checkpoints import EMBEDDED, load_model
+from .engine import Mode
 from .errors import InputError
 from .memory import step_memory
 from .models import ViT, describe
@@ -59,8 +60,8 @@ def _without_weights(model: str, image_size: tuple[int, int] | None) -> torch.nn
 
 
 def _cost_row(vit: ViT, name: str, schedule: Schedule, reference: Schedule, batch_size: int) -> dict:
-    peak = step_memory(vit, batch_size, schedule.num_patches, torch.float32)
-    last = step_memory(vit, batch_size, list(schedule.stages())[-1].active, torch.float32)
+    peak = step_memory(vit, batch_size, schedule.num_patches, Mode(torch.float32))
+    last = step_memory(vit, batch_size, list(schedule.stages())[-1].active, Mode(torch.float32))
     honest = cost.image_flops(vit, schedule)
     return {
         "method": name,

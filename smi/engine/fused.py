@@ -2,7 +2,8 @@
 
 No weight gradients, no attention matrices; tokens are made for the active patches alone; of the last block, where only the tokens that the heads read
 go on, queries, projection and MLP are computed for those alone, which is exact. What is kept for backward, per token and block, in elements:
-3d (qkv) + 4d (the activation's argument) + 2d (what the two norms read).
+3d (qkv) + 4d (the activation's argument) + 2d (what the two norms read); with `recompute` the 4d are computed again in the backward pass, a sixth
+more products.
 
 A model is cut in two. The trunk is every block whose output all tokens need, by the layers of `kernels.packed` or `kernels.frozen`. The tail is the
 last block for a few tokens, the norm and the heads: small, left to autograd on PyTorch's own operations.
@@ -43,6 +44,14 @@ def fresh(name: str, *shape: int) -> None:
     """Every result in memory of its own."""
 
 
+@dataclass(frozen=True)
+class Mode:
+    """How the fused engine computes: what decides its memory."""
+
+    dtype: torch.dtype
+    recompute: bool = False  # the activations' arguments again in the backward pass, instead of keeping them
+
+
 @dataclass
 class Saved:
     """What one forward pass leaves for its backward pass."""
@@ -80,11 +89,12 @@ class Layers:
 class Fused:
     """A ViT prepared for one dtype: weights laid out once."""
 
-    def __init__(self, vit: ViT, dtype: torch.dtype | str = "auto"):
+    def __init__(self, vit: ViT, dtype: torch.dtype | str = "auto", recompute: bool = False):
         self.dtype = choose_dtype(vit.device) if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
         if self.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             name = str(self.dtype).removeprefix("torch.")
             raise InputError(f"the fused engine computes in float32, bfloat16 or float16, not {name}: pass engine='reference'")
+        self.mode = Mode(self.dtype, recompute)
         self.vit = vit = vit.to(vit.device, self.dtype)
         family = _family(vit)
         self.packed = family is packed
@@ -141,6 +151,7 @@ class Fused:
         shape = batch, tokens, _ = x.shape
         width = vit.blocks[0].qkv.weight.shape[0] // 3
         hidden = vit.blocks[0].fc1.weight.shape[0]
+        keep_h = keep and not self.mode.recompute
         if self.norm_pre:
             y, *statistics = self.norm_pre.forward(x, memory("x pre", *shape))
             saved.pre, x = (x, *statistics), y
@@ -153,7 +164,8 @@ class Fused:
             out, lse = self.family.Attention.forward(attended, memory(kept_out, batch, tokens, width))
             mid = block.proj.forward_residual(out, x, memory("mid" + i, *shape))
             y, *second = block.norm2.forward(mid, memory("y", *shape))
-            a, h = block.fc1.forward_activation(y, vit.activation, keep, memory("h" + i, batch, tokens, hidden), memory("a", batch, tokens, hidden))
+            h = memory("h" + i, batch, tokens, hidden) if keep_h else None
+            a, h = block.fc1.forward_activation(y, vit.activation, keep_h, h, memory("a", batch, tokens, hidden))
             if keep:
                 kept = out if self.family.Attention.keeps_output else None
                 saved.blocks.append((x, *first, qkv, attended, normed, kept, lse, mid, *second, h))
@@ -221,6 +233,9 @@ class Fused:
         for block, (x, mean1, rstd1, qkv, attended, normed, out, lse, mid, mean2, rstd2, h) in zip(
             reversed(self.blocks), reversed(saved.blocks), strict=True
         ):
+            if h is None:
+                y, *_ = block.norm2.forward(mid, memory("y", *shape))
+                h = block.fc1.forward(y, memory("h", *shape[:2], hidden))
             grad_h = block.fc2.backward_activation(grad, h, self.vit.activation, memory("a", *shape[:2], hidden))
             grad_y = block.fc1.backward(grad_h, memory("grad y", *shape))
             grad = block.norm2.backward(grad_y, grad, mid, mean2, rstd2, memory("grad mid", *shape))
@@ -235,14 +250,15 @@ class Fused:
         return grad
 
 
-def pass_bytes(vit: ViT, batch: int, active: int, dtype: torch.dtype) -> int:
+def pass_bytes(vit: ViT, batch: int, active: int, mode: Mode) -> int:
     """Bytes of a forward and backward pass on `batch` images with `active` patches: what is kept, and the results that pass through."""
     block, d, tokens = vit.blocks[0], vit.embed_dim, vit.num_prefix + active
     width, hidden = block.qkv.weight.shape[0] // 3, block.fc1.weight.shape[0]
-    kept = len(vit.blocks) * (3 * width + hidden + 2 * d + width)  # the last: attention's output, which only some versions read again
-    passing = 2 * hidden + 6 * width + 6 * d
+    per_token = 3 * width + (0 if mode.recompute else hidden) + 2 * d
+    kept = len(vit.blocks) * (per_token + width)  # the last: attention's output, which only some versions read again
+    passing = (2 + mode.recompute) * hidden + 6 * width + 6 * d
     pixels = 2 * active * vit.embed.weight.shape[1]
-    return batch * (tokens * (kept + passing) + pixels) * dtype.itemsize
+    return batch * (tokens * (kept + passing) + pixels) * mode.dtype.itemsize
 
 
 def _family(vit: ViT) -> ModuleType:

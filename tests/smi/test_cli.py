@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 import smi
 from smi.cli import run
+from smi.engine import Mode
 from smi.models import describe
 from smi.teachers import digits
 from tests.conftest import fails
@@ -170,7 +171,7 @@ def test_output_folder_not_empty_or_not_writable(tmp_path, capsys):
 def test_out_of_memory(tmp_path, capsys, monkeypatch):
     from smi import memory
 
-    room = int(memory.step_memory(describe(digits()), 2, 64, torch.float32).beside_weights * memory.CPU_SLACK) + 1
+    room = int(memory.step_memory(describe(digits()), 2, 64, Mode(torch.float32)).beside_weights * memory.CPU_SLACK) + 1
     monkeypatch.setattr(memory, "available_memory", lambda device: room)
     fails(capsys, ["invert", "-o", tmp_path / "out", "--method", "dense", "-n", "64", "--iterations", "3"], 1, "out of memory", "--batch-size 2")
     monkeypatch.setattr(memory, "available_memory", lambda device: 1000)

@@ -75,6 +75,17 @@ def test_static_memory_gives_the_same_every_time(variant, family):
         torch.testing.assert_close(look.attention, want.attention, rtol=1e-5, atol=1e-6)
 
 
+def test_activations_computed_again_give_the_same_gradients(variant, family):
+    vit, images, index, pull = problem(variant)
+    keeping, again, memory = Fused(vit, "float32"), Fused(vit, "float32", recompute=True), Buffers()
+    want, _, saved = keeping.forward(images, index, AUGMENTATION)
+    grad = keeping.backward(saved, pull)
+    for _ in range(2):
+        got, _, saved = again.forward(images, index, AUGMENTATION, memory)
+        assert relative(got.logits, want.logits) < 1e-6
+        assert relative(again.backward(saved, pull), grad) < 1e-6
+
+
 @pytest.mark.parametrize("active", [None, 3])
 def test_patches_with_their_cells_give_the_logits_of_the_reference(variant, active, family):
     """As a frozen teacher answers sparse images, in whatever order their patches come."""
@@ -89,17 +100,18 @@ def test_patches_with_their_cells_give_the_logits_of_the_reference(variant, acti
         assert relative(fused.forward_patches(patches, index, memory), truth) < 1e-5
 
 
-def test_what_is_kept_is_what_is_promised():
-    """3d + 4d + 2d elements per token and block, and a few numbers per row."""
+@pytest.mark.parametrize("recompute", [False, True])
+def test_what_is_kept_is_what_is_promised(recompute):
+    """3d + 4d + 2d elements per token and block, the 4d unless they are computed again, and a few numbers per row."""
     vit, images, index, _ = problem(small_vit(depth=4, embed_dim=48))
-    fused = Fused(vit, "float32")
+    fused = Fused(vit, "float32", recompute)
     if fused.family is frozen:
         pytest.skip("no C++ compiler")
     _, _, saved = fused.forward(images, index)
     tokens, d, blocks = 3 * 17, 48, 3
     per_row = 4 + 3  # mean and 1 / deviation of two norms, one number per head
     last = tokens * (d + 2)
-    assert saved.bytes() == 4 * (tokens * blocks * (9 * d + per_row) + last)
+    assert saved.bytes() == 4 * (tokens * blocks * ((5 if recompute else 9) * d + per_row) + last)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -181,6 +193,7 @@ def test_settings_that_do_not_fit_the_engine():
         ({"update": "some"}, "update must be active or all"),
         ({"max_memory": -1}, "max_memory must be a positive number"),
         ({"max_memory": 1, "engine": "reference"}, "needs the fused engine"),
+        ({"recompute": True, "engine": "reference"}, "recompute needs the fused engine"),
         ({"method": "psaq", "engine": "fused"}, "only engine='reference' keeps"),
     ]
     for settings, message in cases:
@@ -193,16 +206,17 @@ def test_too_little_memory_says_how_much_is_needed():
         smi.invert(small_vit(), method="dense", max_memory=1e-6, **QUICK)
 
 
-def test_memory_estimate_is_near_what_static_memory_takes():
+@pytest.mark.parametrize("recompute", [False, True])
+def test_memory_estimate_is_near_what_static_memory_takes(recompute):
     from smi.memory import step_memory
 
     model = small_vit(img_size=64, embed_dim=96, depth=6)
     vit, images, index, pull = problem(model, batch=4)
-    fused, buffers = Fused(vit, "float32"), Buffers()
+    fused, buffers = Fused(vit, "float32", recompute), Buffers()
     _, _, saved = fused.forward(images, index, AUGMENTATION, buffers)
     fused.backward(saved, pull)
     taken = sum(tensor.nbytes for tensor in buffers.tensors.values())
-    assert 0.75 < taken / step_memory(vit, 4, 256, torch.float32).pass_peak < 1.2
+    assert 0.75 < taken / step_memory(vit, 4, 256, fused.mode).pass_peak < 1.2
 
 
 @pytest.mark.parametrize("name", ["digits", pytest.param("deit_tiny_patch16_224", marks=pytest.mark.slow)])

@@ -241,7 +241,7 @@ def test_weights_that_are_nan_are_refused(vit):
 def test_out_of_memory_says_which_batch_fits(vit, monkeypatch):
     from smi import memory
 
-    room = int(memory.step_memory(describe(vit), 4, 16, torch.float32).beside_weights * memory.CPU_SLACK) + 1
+    room = int(memory.step_memory(describe(vit), 4, 16, engine.Mode(torch.float32)).beside_weights * memory.CPU_SLACK) + 1
     monkeypatch.setattr(memory, "available_memory", lambda device: room)
     smi.invert(vit, method="dense", num_images=4, batch_size=4, **QUICK)
     with pytest.raises(RunError, match="a batch of 5 trajectories needs .* about 4 fit: pass batch_size=4"):
@@ -274,6 +274,7 @@ def test_memory_estimate_counts_what_a_pass_holds(vit):
 def test_memory_estimate_bounds_what_a_run_takes():
     code = """
 import timm, smi, torch
+from smi.engine import Mode
 from smi.memory import CPU_SLACK, step_memory
 from smi.models import describe
 model = timm.create_model("deit_tiny_patch16_224")
@@ -281,7 +282,7 @@ peak = lambda: 1024 * int(next(line for line in open("/proc/self/status") if lin
 smi.invert(model, method="dense", num_images=1, iterations=1, progress=False)
 before = peak()
 smi.invert(model, method="dense", num_images=12, iterations=3, progress=False)
-one, twelve = (step_memory(describe(model), batch, 196, torch.float32).beside_weights for batch in (1, 12))
+one, twelve = (step_memory(describe(model), batch, 196, Mode(torch.float32)).beside_weights for batch in (1, 12))
 print((peak() - before) / ((twelve - one) * CPU_SLACK))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
