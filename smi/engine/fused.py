@@ -168,7 +168,7 @@ class Fused:
             a, h = block.fc1.forward_activation(y, vit.activation, keep_h, h, memory("a", batch, tokens, hidden))
             if keep:
                 kept = out if self.family.Attention.keeps_output else None
-                saved.blocks.append((x, *first, qkv, attended, normed, kept, lse, mid, *second, h))
+                saved.blocks.append((x, *first, qkv, attended, normed, kept, lse, mid, *second, h if keep_h else None))
             x = block.fc2.forward_residual(a, mid, memory("x next" + i, *shape))
             saved.attended = attended
         return x
@@ -256,7 +256,7 @@ def pass_bytes(vit: ViT, batch: int, active: int, mode: Mode) -> int:
     width, hidden = block.qkv.weight.shape[0] // 3, block.fc1.weight.shape[0]
     per_token = 3 * width + (0 if mode.recompute else hidden) + 2 * d
     kept = len(vit.blocks) * (per_token + width)  # the last: attention's output, which only some versions read again
-    passing = (2 + mode.recompute) * hidden + 6 * width + 6 * d
+    passing = 2 * hidden + 6 * width + 6 * d
     pixels = 2 * active * vit.embed.weight.shape[1]
     return batch * (tokens * (kept + passing) + pixels) * mode.dtype.itemsize
 
