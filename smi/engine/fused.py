@@ -90,12 +90,12 @@ class Fused:
     """A ViT prepared for one dtype: weights laid out once."""
 
     def __init__(self, vit: ViT, dtype: torch.dtype | str = "auto", recompute: bool = False):
-        self.dtype = choose_dtype(vit.device) if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        if self.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            name = str(self.dtype).removeprefix("torch.")
+        dtype = choose_dtype(vit.device) if dtype == "auto" else getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            name = str(dtype).removeprefix("torch.")
             raise InputError(f"the fused engine computes in float32, bfloat16 or float16, not {name}: pass engine='reference'")
-        self.mode = Mode(self.dtype, recompute)
-        self.vit = vit = vit.to(vit.device, self.dtype)
+        self.mode = Mode(dtype, recompute)
+        self.vit = vit = vit.to(vit.device, dtype)
         family = _family(vit)
         self.packed = family is packed
         self.few = len(vit.heads) if vit.pool == "token" else 0  # tokens that go on from the last block; 0: all
@@ -106,6 +106,10 @@ class Fused:
             last, width = vit.blocks[-1], vit.blocks[-1].qkv.weight.shape[0] // 3
             self.norm_last = family.Norm(last.norm1.weight, last.norm1.bias, last.norm1.eps)
             self.keys_values = family.Linear(last.qkv.weight[width:], None if last.qkv.bias is None else last.qkv.bias[width:])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.mode.dtype
 
     @property
     def family(self) -> ModuleType:
