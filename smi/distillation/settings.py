@@ -41,7 +41,7 @@ class Settings:
 
 PRESETS = {
     "published": Settings(),
-    "adamw": Settings("adamw", lr=1e-3, weight_decay=0.05, warmup=0.05, cosine=True, clip=1.0, patch_dropout=0.75),
+    "adamw": Settings("adamw", lr=1e-3, weight_decay=0.05, warmup=0.05, cosine=True, clip=1.0, patch_dropout=0.9),
 }
 
 
