@@ -10,7 +10,6 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,13 +23,14 @@ from smi.engine.reference import forward
 from smi.errors import InputError
 from smi.evaluate import recognition
 from smi.forward import forward_sparse
-from smi.model_folder import DESCRIPTION, load_model_folder, save_model
+from smi.model_folder import DESCRIPTION, architecture, build, load_model_folder, save_model
 from smi.models import describe
 from smi.patches import to_patches
 from smi.schedules import Schedule, make_schedule
 from smi.settings import generator
 
 from .files import write_json
+from .learning import learn
 
 ROWS = ("gaussian", "dense", "psaq", "smi", "pri2", "pri4", "pri7", "real")
 LONGEST_FIRST = ("psaq", "dense", "real", "gaussian", "pri2", "smi", "pri4", "pri7")
@@ -55,7 +55,6 @@ HEADINGS = {
 }
 UNITS = {"seconds": (1.0, 1), "speedup": (1.0, 2), "gflops": (1.0, 2), "flops_ratio": (1.0, 3)}  # factor and decimals; per cent for the others
 CURVE_POINTS = 10
-TRUNK_NOISE = 0.5  # greatest deviation of what the trunk's images are covered with, as for the digits teacher
 
 
 def place(folder: Path, row: str, seed: int) -> Path:
@@ -277,34 +276,11 @@ def _learned_trunk(config) -> nn.Module:
     teacher = teacher_of(config.teacher)
     first = teacher.num_classes // 2
     images, labels = real(config, "train")
-    images, labels = images[labels < first], labels[labels < first]
-    student = partly_fresh(_with_classes(teacher, 0, first), len(teacher.blocks))
-    nn.init.trunc_normal_(student.patch_embed.proj.weight, std=0.02, generator=generator(0, "trunk"))
-    nn.init.trunc_normal_(student.pos_embed, std=0.02, generator=generator(0, "position"))
-    _learn(student, images, labels, config.trunk_learning)
-    head = nn.Linear(student.head.in_features, teacher.num_classes - first)
-    nn.init.trunc_normal_(head.weight, std=0.02, generator=generator(0, "head"))
-    nn.init.zeros_(head.bias)
-    student.head, student.num_classes = head, teacher.num_classes - first
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        student = build(architecture(teacher))
+        student.pretrained_cfg = teacher.pretrained_cfg
+        student.reset_classifier(first)
+        learn(student.train(), images[labels < first], labels[labels < first], config.trunk_learning)
+        student.reset_classifier(teacher.num_classes - first)
     return student.eval()
-
-
-def _learn(student: nn.Module, images: Tensor, labels: Tensor, steps: int) -> None:
-    """Supervised, through a random part of the patches of shifted, noisy images: augmented and synthetic ones are nothing strange to it."""
-    optimiser = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, steps)
-    patch = student.patch_embed.patch_size[0]
-    for step in range(steps):
-        draw = generator(0, "trunk", step)
-        chosen = torch.randperm(len(images), generator=draw)[:64]
-        shift = torch.randint(1 - patch, patch, (2,), generator=draw).tolist()
-        shown = images[chosen].roll(shift, (2, 3))
-        shown = shown + TRUNK_NOISE * torch.rand(len(chosen), 1, 1, 1, generator=draw) * torch.randn(shown.shape, generator=draw)
-        patches = to_patches(shown, patch)
-        kept = int(torch.randint(patches.shape[1] // 4, patches.shape[1] + 1, (1,), generator=draw))
-        index = torch.rand(len(chosen), patches.shape[1], generator=draw).argsort(1)[:, :kept]
-        loss = F.cross_entropy(forward_sparse(student, (patches[torch.arange(len(chosen))[:, None], index], index)), labels[chosen])
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        rate.step()
