@@ -115,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--iterations", type=int, default=200, help="of the inversion that makes the images to calibrate with")
-    parser.add_argument("--learning-steps", type=int, default=600, help="in which an architecture learns the digits")
+    parser.add_argument("--learning-steps", type=int, default=300, help="in which an architecture learns the digits")
     parser.add_argument("--folder", type=Path, default=Path("out/int8"), help="that keeps what has learned")
     parser.add_argument("--no-record", action="store_true", help="measure only, append nothing to the results")
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
