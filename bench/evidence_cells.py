@@ -26,6 +26,7 @@ from smi.forward import forward_sparse
 from smi.model_folder import DESCRIPTION, architecture, build, load_model_folder, save_model
 from smi.models import describe
 from smi.patches import to_patches
+from smi.quantization import accuracy
 from smi.schedules import Schedule, make_schedule
 from smi.settings import generator
 
@@ -192,13 +193,6 @@ def _agreement(config, images: smi.SparseImages) -> dict:
 
 def _full(config) -> dict:
     return {"full": accuracy(teacher_of(config.teacher), *real(config, "test"))}
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of the images that a model assigns to their labels."""
-    right = [(model(some).argmax(1) == wanted).sum().item() for some, wanted in zip(images.split(250), labels.split(250), strict=True)]
-    return sum(right) / len(labels)
 
 
 def _quantised(config, images: smi.SparseImages, weights: int, activations: int, name: str) -> dict:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from .cli_types import Fractions, Numbers, Size
 from .demo import ITERATIONS as DEMO_ITERATIONS
 from .demo import TRANSFER_STEPS as DEMO_TRANSFER_STEPS
 from .errors import InputError, RunError
@@ -16,43 +17,6 @@ from .settings import BATCH_SIZE
 from .snapshots import SNAPSHOTS
 
 HELP = {"help_option_names": ["-h", "--help"], "show_default": True}
-
-
-class Numbers(click.ParamType):
-    """Whole numbers separated by commas."""
-
-    name = "N,N,..."
-
-    def convert(self, value, param, ctx):
-        try:
-            return [int(part) for part in value.split(",")]
-        except ValueError:
-            return self.fail(f"'{value}' is not a list of whole numbers separated by commas", param, ctx)
-
-
-class Size(click.ParamType):
-    """An image size in pixels."""
-
-    name = "S or HxW"
-
-    def convert(self, value, param, ctx):
-        sides = value.lower().split("x")
-        if len(sides) not in (1, 2) or not all(side.isascii() and side.isdecimal() and int(side) for side in sides):
-            self.fail(f"'{value}' is not a size: give pixels as S or HEIGHTxWIDTH", param, ctx)
-        return int(sides[0]), int(sides[-1])
-
-
-class Fractions(click.ParamType):
-    """Numbers separated by commas."""
-
-    name = "X,X,..."
-
-    def convert(self, value, param, ctx):
-        try:
-            return tuple(float(part) for part in value.split(","))
-        except ValueError:
-            return self.fail(f"'{value}' is not a list of numbers separated by commas", param, ctx)
-
 
 MODEL = [
     click.option("--model", default="digits", help="timm architecture, or 'digits' for the embedded teacher."),
