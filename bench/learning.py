@@ -1,5 +1,7 @@
 """A few minutes of supervised learning, for models that a benchmark needs trained but that come without weights."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,18 +15,28 @@ BATCH, RATE, DECAY = 64, 1e-3, 0.05
 NOISE = 0.5  # greatest deviation of what the images are covered with, as for the digits teacher
 
 
-def learn(student: nn.Module, images: Tensor, labels: Tensor, steps: int, kept: tuple[float, float] = (0.25, 1.0), noise: float = NOISE) -> None:
+def learn(
+    student: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    steps: int,
+    kept: tuple[float, float] = (0.25, 1.0),
+    noise: float = NOISE,
+    peak: float = RATE,
+    longest: float = math.inf,
+) -> None:
     """Train a fresh ViT in place on normalised images [M, C, H, W] and labels int64 [M].
 
     Its attention starts where trained attention ends up, without which some hundred steps teach it next to nothing. Each step sees shifted, noisy
     images through a random part of their patches, so that augmented and synthetic ones are nothing strange to it.
-    kept: least and largest share of the patches that a step sees; the time of a step goes with it.
+    kept: least and largest share of the patches that a step sees; the time of a step goes with it. noise: its greatest deviation. peak: greatest
+    learning rate. longest: norm to which gradients are clipped.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mimetic(student)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=DECAY)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, steps)
+    optimiser = torch.optim.AdamW(student.parameters(), lr=peak, weight_decay=DECAY)
+    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps)
     patch = student.patch_embed.patch_size[0]
     for step in range(steps):
         draw = generator(0, "trunk", step)
@@ -39,5 +51,6 @@ def learn(student: nn.Module, images: Tensor, labels: Tensor, steps: int, kept: 
         loss = F.cross_entropy(forward_sparse(student, (patches[torch.arange(len(chosen))[:, None], index], index)), labels[chosen])
         optimiser.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(student.parameters(), longest)
         optimiser.step()
         rate.step()
