@@ -10,6 +10,7 @@ same bits. Rows are appended to bench/results/<device>.jsonl.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 from smi import datasets, invert
 from smi.checkpoints import load_model
-from smi.model_folder import DESCRIPTION, save_model
+from smi.model_folder import DESCRIPTION, record_of, save_model
 from smi.models import describe
 from smi.quantization import load_quantized, quantize
 from smi.quantization.int8 import products_saturate
@@ -33,22 +34,23 @@ from .record import append, environment, results_file
 from .table import print_table
 
 CALIBRATION = 32  # images, as published
-KEPT = (0.125, 0.25)  # shares of the patches through which an architecture learns, in a fifth of the time that all would take
-PEAK, LONGEST = 5e-4, 1.0  # learning rate and norm of the gradient at most: at twice the rate, and unclipped, twelve blocks diverge
+# How an architecture learns: through shares of the patches that take a fifth of the time that all would take; at twice the rate and unclipped, twelve
+# blocks diverge.
+LEARNING = {"kept": (0.125, 0.25), "noise": 0.1, "peak": 5e-4, "clip": 1.0}
 
 
 def trained(name: str, steps: int, folder: Path) -> nn.Module:
     """The digits teacher, or an architecture that learned the digits in so many steps; kept in the folder."""
     if name == "digits":
         return load_model(name)
-    path = folder / f"{name}-{steps}"
-    if not (path / DESCRIPTION).exists():
+    path, how = folder / f"{name}-{steps}", {"data": "digits", "steps": steps, **LEARNING}
+    if not (path / DESCRIPTION).exists() or record_of(path) != json.loads(json.dumps(how)):
         torch.manual_seed(0)
         model = load_model(name, random_weights=True)
         model.reset_classifier(10)
         if steps:
-            learn(model.train(), *datasets.load("digits", model, "train"), steps, KEPT, 0.1, PEAK, LONGEST)
-        save_model(model, path, {"data": "digits", "steps": steps})
+            learn(model.train(), *datasets.load("digits", model, "train"), steps, **LEARNING)
+        save_model(model, path, how)
     return load_model(str(path))
 
 
@@ -94,7 +96,7 @@ def measure(name: str, given: argparse.Namespace) -> list[dict]:
     int8 = simulated.int8()
     vit = describe(model)
     images = torch.randn(given.batch, vit.channels, *vit.image_size, generator=torch.Generator().manual_seed(0))
-    about = {"kind": "int8", "model": name, "batch": given.batch, "tokens": vit.num_patches + 1, "iterations": given.iterations}
+    about = {"kind": "int8", "model": name, "batch": given.batch, "tokens": vit.num_prefix + vit.num_patches, "iterations": given.iterations}
     about |= {} if name == "digits" else {"learning_steps": given.learning_steps}
     about |= quality(model, simulated, int8) | {"same_in_new_process": same_in_new_process(int8, images)}
     about |= {"products_saturate": products_saturate(), "vnni": torch.cpu._is_vnni_supported()}
@@ -121,10 +123,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-record", action="store_true", help="measure only, append nothing to the results")
     parser.add_argument("--answer", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
+    if given.learning_steps < 0:
+        parser.error(f"--learning-steps must be 0 or more, got {given.learning_steps}")
     if given.answer:
         answer(given.answer)
         return
-    rows = [row for name in given.model for row in measure(name, given)]
+    threads, rows = torch.get_num_threads(), []
+    for name in given.model:
+        torch.set_num_threads(threads)  # in which a model learns, whatever was timed before
+        rows += measure(name, given)
     under = environment(torch.device("cpu"))
     if not given.no_record:
         append(results_file(under["device"]), [under | row for row in rows])

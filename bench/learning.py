@@ -23,14 +23,14 @@ def learn(
     kept: tuple[float, float] = (0.25, 1.0),
     noise: float = NOISE,
     peak: float = RATE,
-    longest: float = math.inf,
+    clip: float = math.inf,
 ) -> None:
     """Train a fresh ViT in place on normalised images [M, C, H, W] and labels int64 [M].
 
     Its attention starts where trained attention ends up, without which some hundred steps teach it next to nothing. Each step sees shifted, noisy
     images through a random part of their patches, so that augmented and synthetic ones are nothing strange to it.
-    kept: least and largest share of the patches that a step sees; the time of a step goes with it. noise: its greatest deviation. peak: greatest
-    learning rate. longest: norm to which gradients are clipped.
+    kept: least and largest share of the patches that a step sees; the time of a step goes with it. noise: greatest deviation of what covers them.
+    peak: greatest learning rate. clip: largest norm of the gradient.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -51,6 +51,6 @@ def learn(
         loss = F.cross_entropy(forward_sparse(student, (patches[torch.arange(len(chosen))[:, None], index], index)), labels[chosen])
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(student.parameters(), longest)
+        nn.utils.clip_grad_norm_(student.parameters(), clip)
         optimiser.step()
         rate.step()

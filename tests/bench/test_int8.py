@@ -9,6 +9,7 @@ from bench.learning import learn
 from smi.checkpoints import load_model
 from smi.datasets import load
 from smi.distillation import small_student
+from smi.model_folder import record_of
 from smi.quantization import accuracy
 
 QUICK = ["--batch=2", "--rounds=2", "--iterations=7", "--threads=1"]
@@ -43,3 +44,11 @@ def test_what_has_learned_is_kept(tmp_path):
     assert (kept[0] / "model.safetensors").stat().st_mtime_ns == written
     assert all((a == b).all() for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert first.num_classes == 10
+
+
+def test_a_model_that_learned_otherwise_learns_anew(tmp_path, monkeypatch):
+    int8.trained("vit_tiny_patch16_224", 0, tmp_path)
+    monkeypatch.setitem(int8.LEARNING, "clip", 2.0)
+    int8.trained("vit_tiny_patch16_224", 0, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert record_of(folder)["clip"] == 2.0
