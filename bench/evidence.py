@@ -88,20 +88,24 @@ def make_config(given: argparse.Namespace) -> Config:
     )
 
 
-def open_folder(path: Path, config: Config, force: bool) -> None:
-    """Remember what the folder is of. Raises InputError where it holds cells of something else."""
+def open_folder(path: Path, config: Config, force: bool) -> bool:
+    """Remember what the folder is of; whether all its cells are of these settings. Raises InputError where they are not, unless forced."""
     path.mkdir(parents=True, exist_ok=True)
-    about = path / "config.json"
+    about, wanted = path / "config.json", asdict(config)
     begun = [cell.parent for cell in path.glob("seed*/*/cell.json")]  # none: an earlier command was refused
-    if begun and about.exists() and json.loads(about.read_text()) != asdict(config):
-        if not force:
-            raise InputError(f"{path} holds evidence of other settings: choose another --folder, or pass --force to go on in it")
+    known = json.loads(about.read_text()) if begun and about.exists() else wanted
+    mixed = known.pop("mixed", False)
+    if (mixed or known != wanted) and not force:
+        raise InputError(f"{path} holds evidence of other settings: choose another --folder, or pass --force to go on in it")
+    if known != wanted:
+        mixed = True
         for cell in begun:  # what is finished stays, students half way with other settings cannot go on
-            known = json.loads((cell / "cell.json").read_text())
+            finished = json.loads((cell / "cell.json").read_text())
             for name in cells.STUDENTS:
-                if name not in known:
+                if name not in finished:
                     shutil.rmtree(cell / name, ignore_errors=True)
-    write_json(about, asdict(config))
+    write_json(about, wanted | ({"mixed": True} if mixed else {}))
+    return not mixed
 
 
 def run(config: Config, folder: Path, seeds: int, rows: list[str], columns: list[str], jobs: int) -> None:
@@ -185,7 +189,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="processes side by side; the cores, at most 8, when absent")
     parser.add_argument("--folder", type=Path, help="out/evidence/<data> when absent")
-    parser.add_argument("--force", action="store_true", help="go on in a folder of other settings")
+    parser.add_argument("--force", action="store_true", help="go on in a folder of other settings; such tables are shown, never appended")
     parser.add_argument("--no-append", action="store_true", help="leave bench/results as it is")
     parser.add_argument("--check", action="store_true", help="exit code 1 where a floor is not reached")
     given = parser.parse_args(arguments)
@@ -201,11 +205,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _main(given: argparse.Namespace) -> int:
     config, folder = make_config(given), given.folder or FOLDER / given.data
-    open_folder(folder, config, given.force)
+    pure = open_folder(folder, config, given.force)
     run(config, folder, given.seeds, given.rows, given.columns, given.jobs)
     found = collect(folder, given.seeds, given.rows)
     show(config, found, given.seeds)
-    if not given.no_append:
+    if pure and not given.no_append:
         _append(config, folder / "appended.json", found)
     below = failures(found, config.data) if given.check else []
     for line in below:

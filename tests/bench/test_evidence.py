@@ -294,6 +294,16 @@ def test_a_folder_of_other_settings_is_refused_unless_forced(folder, capsys):
     assert json.loads((folder / "config.json").read_text())["tv_weight"] == 1e-3
 
 
+def test_tables_of_mixed_settings_are_never_appended(folder, results):
+    results.parent.mkdir()
+    results.write_text('{"earlier": 1}\n')
+    other = [*TINY, "--tv-weight", "1e-3", "--folder", str(folder)]
+    assert evidence.main([*other, "--force"]) == 0
+    assert evidence.main(other) == 2  # of these settings now, but not all its cells
+    assert evidence.main([*other, "--force"]) == 0
+    assert record.read(results) == [{"earlier": 1}]
+
+
 def test_a_student_half_way_with_other_settings_begins_anew_when_forced(folder, monkeypatch):
     command = [*TINY, "--folder", str(folder), "--no-append"]
     cell = {name: value for name, value in cells.read(folder, "pri7", 0).items() if not name.startswith("copy")}
