@@ -59,13 +59,15 @@ def make_settings(preset: str, options: dict) -> Settings:
             raise InputError(f"{name} must be a whole number of at least 1, got {value}")
     if not (isinstance(made.seed, int) and made.seed >= 0):
         raise InputError(f"seed must be a whole number of at least 0, got {made.seed}")
-    for name in ("lr", "temperature"):
-        if not 0 < getattr(made, name) < math.inf:
-            raise InputError(f"{name} must be positive, got {getattr(made, name)}")
-    if not 0 <= made.holdout < 1:
-        raise InputError(f"holdout must lie from 0 up to 1, got {made.holdout}")
-    if not 0 <= made.patch_dropout < 1:
-        raise InputError(f"patch_dropout must lie from 0 up to 1, got {made.patch_dropout}")
+    for name in ("lr", "temperature", "clip"):
+        value = getattr(made, name)
+        if not (name == "clip" and value is None or 0 < value < math.inf):
+            raise InputError(f"{name} must be positive, got {value}")
+    if not 0 <= made.weight_decay < math.inf:
+        raise InputError(f"weight_decay must be at least 0, got {made.weight_decay}")
+    for name in ("holdout", "patch_dropout", "warmup", "momentum"):
+        if not 0 <= getattr(made, name) < 1:
+            raise InputError(f"{name} must lie from 0 up to 1, got {getattr(made, name)}")
     if made.roll is not None and made.roll < 0:
         raise InputError(f"roll must be at least 0 pixels, got {made.roll}")
     if made.optimiser not in ("sgd", "adamw"):
