@@ -9,7 +9,7 @@ from smi.kernels import timing
 from torch import Tensor, nn
 
 from smi import augment, cost
-from smi.models import describe
+from smi.models import ViT, describe
 from smi.schedules import make_schedule
 
 from . import baselines, memory, ours, runner
@@ -142,7 +142,7 @@ def extrapolate(seconds: dict[int, float], iterations: int) -> float:
     return b + max(0.0, b - a) / (long - short) * (iterations - long)
 
 
-def measure_whole(case: WholeCase, device: torch.device, seconds: float) -> list[dict]:
+def measure_whole(case: WholeCase, device: torch.device, seconds: float, rates: dict[str, runner.Ceilings]) -> list[dict]:
     """Rows of a whole run, the sides and lengths in turn."""
     model = build_model(case.model, {}, device)
     runs = {
@@ -159,17 +159,19 @@ def measure_whole(case: WholeCase, device: torch.device, seconds: float) -> list
         if earnest or (time.perf_counter() - began) * (i + 2) / (i + 1) > seconds:
             break
     vit = describe(model)
-    runs_in = {"ours": f"smi.invert, {ours.ENGINE} {ours.run_dtype(vit.device)}", "eager": "eager float32"}
+    dtypes, names = {"ours": ours.run_dtype(vit.device), "eager": "float32"}, {"ours": f"smi.invert, {ours.ENGINE}", "eager": "eager"}
     found = []
     for side in case.sides:
         mine = {length: samples[side, length] for length in case.lengths}
-        found.append(whole_row(case, side, mine, vit.num_patches) | {"resolved": runs_in[side]})
+        rate = rates[dtypes[side]].operations if dtypes[side] in rates else None
+        found.append(whole_row(case, side, mine, vit, rate) | {"dtype": dtypes[side], "resolved": f"{names[side]} {dtypes[side]}"})
     return found
 
 
-def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], patches: int) -> dict:
-    """Finished images per second of a run of ITERATIONS, each round extrapolated by itself."""
-    schedule = make_schedule(case.method, patches, ITERATIONS, **case.options)
+def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], vit: ViT, rate: float | None) -> dict:
+    """Finished images per second of a run of ITERATIONS, each round extrapolated by itself. rate: FLOP/s that products reach."""
+    schedule = make_schedule(case.method, vit.num_patches, ITERATIONS, **case.options)
+    flops = cost.image_flops(vit, schedule, cls_only=True)
     batches = -(-case.images // (schedule.images_per_trajectory * case.batch))
     whole = [batches * extrapolate(dict(zip(samples, one, strict=True)), ITERATIONS) for one in zip(*samples.values(), strict=True)]
     slow, median, fast = (case.images / q for q in reversed(timing.quantiles(whole)))
@@ -188,6 +190,8 @@ def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], patch
         "rounds": len(whole),
         "seconds": list(timing.quantiles(whole)),
         "images_per_second": [slow, median, fast],
+        "flops_per_image": flops,
+        "share_of_products": flops * median / rate if rate else None,
         "iterations_per_second": ITERATIONS * batches / timing.quantiles(whole).median,
     }
 

@@ -60,7 +60,7 @@ def measure_suites(
         "memory": lambda case, seconds: measure.measure_memory(case, device),
         "steps": lambda case, seconds: measure.measure_step(case, device, seconds, rates),
         "scaling": lambda case, seconds: measure.measure_step(case, device, seconds, rates),
-        "whole": lambda case, seconds: measure.measure_whole(case, device, seconds),
+        "whole": lambda case, seconds: measure.measure_whole(case, device, seconds, rates),
     }
     left_out = []
     for suite in (name for name in ORDER if name in set(names)):
@@ -130,12 +130,13 @@ def show_steps(name: str, rows: list[dict]) -> None:
 
 def show_whole(name: str, rows: list[dict]) -> None:
     cells = [
-        [row["side"], row["resolved"], spread(row["images_per_second"], 4), f"{row['iterations_per_second']:.2f}", f"{row['seconds'][1]:.1f}"]
+        [row["side"], row["resolved"], spread(row["images_per_second"], 4), f"{row['iterations_per_second']:.2f}", f"{row['seconds'][1]:.1f}",
+         f"{row['share_of_products']:.0%}" if row["share_of_products"] else ""]
         for row in rows
     ]  # fmt: skip
     how = f"extrapolated from {' and '.join(map(str, rows[0]['timed_iterations']))} iterations" if rows[0]["extrapolated"] else "in earnest"
     title = f"whole run: {name}, {rows[0]['images']} images, {rows[0]['iterations']} iterations, {how}"
-    print_table(title, ["side", "runs in", "images/s", "it/s", "seconds"], cells)
+    print_table(title, ["side", "runs in", "images/s", "it/s", "seconds", "of products"], cells)
 
 
 def show_memory(name: str, rows: list[dict]) -> None:
