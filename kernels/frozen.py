@@ -25,18 +25,22 @@ class Linear:
         return call("linear_residual", "forward", x, self.weight, self.bias, residual, self.gamma)
 
     def forward_activation(
-        self, x: Tensor, activation: str, keep: bool = True, h: Tensor | None = None, out: Tensor | None = None
+        self, x: Tensor, activation: str, keep: bool = True, kept: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """f(x W^T + b), and where it is kept its argument, [..., m]."""
+        """f(x W^T + b), and what `backward_activation` needs where it is kept: its argument, [..., m]."""
         return call("linear_gelu", "forward", x, self.weight, self.bias, activation, keep)
+
+    def again(self, x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """What `forward_activation` keeps, without the rest."""
+        return self.forward(x, out)
 
     def backward(self, grad: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient of x from that of gamma (x W^T + b)."""
         return call("linear_residual", "backward", grad, self.weight, self.gamma)
 
-    def backward_activation(self, grad: Tensor, h: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
-        """Gradient of h where x = f(h)."""
-        return call("linear_residual", "backward_gelu", grad, self.weight, self.gamma, h, activation)
+    def backward_activation(self, grad: Tensor, kept: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """Gradient of h where x = f(h), kept: h."""
+        return call("linear_residual", "backward_gelu", grad, self.weight, self.gamma, kept, activation)
 
 
 class Norm:
@@ -71,6 +75,31 @@ class Attention:
         return call("attention", "backward", grad, qkv, None, None, output, lse, qkv.shape[-1] ** -0.5)
 
 
+class ClsAttention:
+    """Attention of a few queries q [B, P, H, D] among the keys and values kv [B, T, 2, H, D] of all tokens."""
+
+    @staticmethod
+    def forward(q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Output [B, P, H * D] and weights [B, H, P, T], float32."""
+        out, _, weights = call("cls_attention", "forward", q, kv, q.shape[-1] ** -0.5)
+        return out, weights
+
+    @staticmethod
+    def backward(grad: Tensor, q: Tensor, kv: Tensor, weights: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gradients of q and kv."""
+        return call("cls_attention", "backward", grad, None, q, kv, weights, q.shape[-1] ** -0.5)
+
+
+def take_tokens(x: Tensor, count: int) -> Tensor:
+    """The first tokens [B, count, d] of x [B, T, d], contiguous."""
+    return x[:, :count].contiguous()
+
+
+def add_tokens(x: Tensor, few: Tensor) -> None:
+    """Add few [B, count, d] to the first tokens of x [B, T, d], in place."""
+    x[:, : few.shape[1]] += few
+
+
 class Embed:
     """Tokens of the active patches of a rolled and flipped image, prefix tokens first. weight: [d, C * p * p]; position: [N, d]; prefix: [P, d]."""
 
@@ -102,6 +131,7 @@ def versions(weight: Tensor, tokens: int, heads: int) -> dict[str, str]:
     qkv = torch.empty(1, tokens, 3, heads, d // heads, dtype=weight.dtype, device=weight.device)
     return {
         "attention": resolve("attention", "forward", qkv, None, None, 1.0),
+        "cls_attention": resolve("cls_attention", "forward", qkv[:, :1, 0], qkv[:, :, 1:], 1.0),
         "layer_norm": resolve("layer_norm", "forward", x, w[0], w[0], 1e-6, None),
         "linear_gelu": resolve("linear_gelu", "forward", x, w, w[0], "gelu", True),
         "linear_residual": resolve("linear_residual", "forward", x, w, w[0], x, None),

@@ -9,12 +9,14 @@ from smi.csrc import host
 from torch import Tensor
 
 from .attention import cpu as attention
+from .cls_attention import cpu as cls_attention
 from .layer_norm import cpu as layer_norm
 from .patch_embed import cpu as patch_embed
+from .recording import call
 
 NAME = "cpu"  # the version that runs, as the dispatcher names it
 
-EPILOGUES = ("none", "residual", "activation", "slope")
+EPILOGUES = ("none", "residual", "activation", "derivative", "times")
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
 
 
@@ -22,7 +24,7 @@ class Params(ctypes.Structure):
     """As in csrc/cpu/linear.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "packed", "bias", "residual", "gamma", "h", "y")),
+        *((name, ctypes.c_void_p) for name in ("x", "packed", "bias", "residual", "gamma", "slope", "y")),
         *((name, ctypes.c_int64) for name in ("m", "k", "n", "ldx")),
         *((name, ctypes.c_int32) for name in ("epilogue", "activation")),
     ]
@@ -49,15 +51,16 @@ class Packed:
         library.smi_pack(_at(matrix), *strides, _at(scale), *sizes, _at(self.memory))
 
     def multiply(
-        self, x: Tensor, out: Tensor | None, epilogue: str = "none", bias=None, residual=None, gamma=None, h=None, activation: str = "gelu"
+        self, x: Tensor, out: Tensor | None, epilogue: str = "none", bias=None, residual=None, gamma=None, slope=None, activation: str = "gelu"
     ) -> Tensor:
         """epilogue(x B): x [..., k], rows dense; out [..., n], contiguous, made where it is None."""
         if out is None:
             out = x.new_empty(*x.shape[:-1], self.n)
         m = x.numel() // self.k
-        pointers = (None if tensor is None else tensor.data_ptr() for tensor in (x, self.memory, bias, residual, gamma, h, out))
+        tensors = (x, self.memory, bias, residual, gamma, slope, out)
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
         params = Params(*pointers, m, self.k, self.n, self.k, EPILOGUES.index(epilogue), ACTIVATIONS.index(activation))
-        host.library().smi_linear(ctypes.byref(params))
+        call("smi_linear", params, *tensors, cost=2.0 * m * self.k * self.n)
         return out
 
 
@@ -82,20 +85,25 @@ class Linear:
         return self.right.multiply(x, out, "residual", self.bias, residual, self.gamma)
 
     def forward_activation(
-        self, x: Tensor, activation: str, keep: bool = True, h: Tensor | None = None, out: Tensor | None = None
+        self, x: Tensor, activation: str, keep: bool = True, kept: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """f(x W^T + b), and where it is kept its argument, [..., m], in h where one is given."""
-        if keep and h is None:
-            h = x.new_empty(*x.shape[:-1], self.right.n)
-        return self.right.multiply(x, out, "activation", self.bias, h=h if keep else None, activation=activation), h
+        """f(x W^T + b), and what `backward_activation` needs: its derivative, [..., m], in `kept` where that is given."""
+        if keep and kept is None:
+            kept = x.new_empty(*x.shape[:-1], self.right.n)
+        kept = kept if keep else None
+        return self.right.multiply(x, out, "activation", self.bias, slope=kept, activation=activation), kept
+
+    def again(self, x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """What `forward_activation` keeps, without the rest."""
+        return self.right.multiply(x, out, "derivative", self.bias, activation=activation)
 
     def backward(self, grad: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient of x from that of gamma (x W^T + b)."""
         return self.left.multiply(grad, out)
 
-    def backward_activation(self, grad: Tensor, h: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
-        """Gradient of h where x = f(h)."""
-        return self.left.multiply(grad, out, "slope", h=h, activation=activation)
+    def backward_activation(self, grad: Tensor, kept: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """Gradient of h where x = f(h), kept: f'(h)."""
+        return self.left.multiply(grad, out, "times", slope=kept)
 
 
 class Norm:
@@ -128,6 +136,24 @@ class Attention:
     def backward(grad: Tensor, qkv: Tensor, output: Tensor | None, lse: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient [B, T, 3, H, D] of qkv."""
         return attention.backward(grad, qkv, None, None, output, lse, qkv.shape[-1] ** -0.5, out)
+
+
+class ClsAttention:
+    """Attention of a few queries q [B, P, H, D] among the keys and values kv [B, T, 2, H, D] of all tokens."""
+
+    @staticmethod
+    def forward(q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Output [B, P, H * D] and weights [B, H, P, T]."""
+        out, _, weights = cls_attention.forward(q, kv, q.shape[-1] ** -0.5)
+        return out, weights
+
+    @staticmethod
+    def backward(grad: Tensor, q: Tensor, kv: Tensor, weights: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gradients of q and kv, the second in `out` where that is given."""
+        return cls_attention.backward(grad, None, q, kv, weights, q.shape[-1] ** -0.5, out)
+
+
+take_tokens, add_tokens = cls_attention.take_tokens, cls_attention.add_tokens
 
 
 class Embed:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .engine import Fused
-from .engine.fused import Buffers, fresh
 from .errors import InputError
 from .forward import forward_sparse
 from .models import describe
@@ -79,7 +78,7 @@ def _fused(model: nn.Module, channels: int) -> Callable[[Tensor, Tensor], Tensor
         return None
     unused = (1.0,) * channels  # patches are normalised already
     fused = Fused(describe(model, mean=unused, std=unused).copy(), torch.float32)
-    memory = Buffers() if fused.packed else fresh
+    memory = fused.memory()
     return lambda patches, index: fused.forward_patches(patches.to(weight.device), index.to(weight.device), memory)
 
 

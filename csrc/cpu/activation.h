@@ -26,23 +26,20 @@ constexpr float TANH_1 = 1.5957691216f;   // 2 sqrt(2 / pi)
 constexpr float TANH_3 = 0.0713548163f;   // times 0.044715
 constexpr float QUICK = 1.702f;
 
-template <Activation A>
-inline vec activate(vec h) {
-  if constexpr (A == Activation::gelu) return h * normal(h).below;
-  if constexpr (A == Activation::gelu_tanh) return h * sigmoid(h * (TANH_3 * h * h + TANH_1));
-  return h * sigmoid(QUICK * h);
-}
+struct Activated {
+  vec value, slope;  // f(h), f'(h); what is not used is not computed
+};
 
 template <Activation A>
-inline vec slope(vec h) {
+inline Activated activate(vec h) {
   if constexpr (A == Activation::gelu) {
     const Normal n = normal(h);
-    return n.below + h * n.density;
+    return {h * n.below, n.below + h * n.density};
   }
   if constexpr (A == Activation::gelu_tanh) {
     const vec s = sigmoid(h * (TANH_3 * h * h + TANH_1));
-    return s + s * (1.f - s) * h * (3.f * TANH_3 * h * h + TANH_1);
+    return {h * s, s + s * (1.f - s) * h * (3.f * TANH_3 * h * h + TANH_1)};
   }
   const vec s = sigmoid(QUICK * h);
-  return s + s * (1.f - s) * h * QUICK;
+  return {h * s, s + s * (1.f - s) * h * QUICK};
 }

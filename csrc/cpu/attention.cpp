@@ -228,17 +228,18 @@ void backward_head(const Params& params, int64_t task) {
 }
 
 template <void (*HEAD)(const Params&, int64_t)>
-void all_heads(const Params& params) {
-  share(params.batch * params.heads, 8. * params.n * params.n * params.width, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) HEAD(params, task);
+void heads(const Params& p, Part part) {
+  const int64_t first = part.first(p.batch * p.heads);
+  share(part.last(p.batch * p.heads) - first, 8. * p.n * p.n * p.width, [&](int64_t begin, int64_t end) {
+    for (int64_t task = first + begin; task < first + end; ++task) HEAD(p, task);
   });
 }
 
 }  // namespace
 
-#define EXPORT(dtype, T)                                                                                  \
-  extern "C" void smi_attention_forward_##dtype(const Params* p) { all_heads<forward_head<T>>(*p); }      \
-  extern "C" void smi_attention_backward_##dtype(const Params* p) { all_heads<backward_head<T>>(*p); }
+#define EXPORT(dtype, T)                                                                                                     \
+  extern "C" void smi_attention_forward_##dtype(const Params* p, Part part) { heads<forward_head<T>>(*p, part); }            \
+  extern "C" void smi_attention_backward_##dtype(const Params* p, Part part) { heads<backward_head<T>>(*p, part); }
 EXPORT(float32, float)
 EXPORT(bfloat16, bfloat16)
 EXPORT(float16, _Float16)

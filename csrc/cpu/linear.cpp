@@ -11,15 +11,20 @@
 namespace {
 
 constexpr int DEPTH = 256;    // 16 KB of a panel with AVX2, half of the first-level cache
-constexpr int ROWS = 16 * MR; // of X that a task passes over: with DEPTH columns, 98 KB of the second-level cache
 constexpr int PANELS = 4;     // of B that a task multiplies
 
-enum class Epilogue : int32_t { none, residual, activation, slope };
+enum class Epilogue : int32_t {
+  none,        // y = z, where z = x B + bias
+  residual,    // y = residual + gamma * z; gamma may be null
+  activation,  // y = f(z), and `slope` gets f'(z) unless it is null
+  derivative,  // y = f'(z)
+  times,       // y = z * slope
+};
 
 struct Params {
   const float *x, *packed, *bias;  // x: [M, ldx]; bias: [N] or null
-  const float *residual, *gamma;   // residual: y = residual + gamma * (x B + bias); gamma may be null
-  float* h;                        // activation: x B + bias is kept here, [M, N], or null. slope: it is read here, y = (x B) * f'(h)
+  const float *residual, *gamma;   // [M, N]; [N]
+  float* slope;                    // [M, N]
   float* y;                        // [M, N], overlaps nothing
   int64_t m, k, n, ldx;
   Epilogue epilogue;
@@ -33,47 +38,50 @@ inline int64_t panels(int64_t n) { return (n + NR - 1) / NR; }
 // What follows the product, for `count` rows of `width` columns, at most NR, from `column` on. sums: row stride NR. WHOLE: width is NR.
 template <Epilogue E, Activation A, bool WHOLE>
 inline void finish(const Params& p, int64_t row, int count, int64_t column, int width, const float* sums) {
-  const auto get = [width](const float* from, int j) {
+  const auto read = [width](const float* from, int j) {
     if constexpr (WHOLE) return load(from + j);
     float part[V] = {};
     if (j < width) memcpy(part, from + j, (width - j < V ? width - j : V) * sizeof(float));
     return load(part);
   };
-  const auto put = [width](float* to, int j, vec x) {
+  const auto write = [width](float* to, int j, vec x) {
     if constexpr (WHOLE) return store(to + j, x);
     if (j < width) memcpy(to + j, &x, (width - j < V ? width - j : V) * sizeof(float));
   };
   vec bias[2] = {}, gamma[2] = {};
   for (int j = 0; j < 2; ++j) {
-    if (p.bias) bias[j] = get(p.bias + column, j * V);
-    gamma[j] = p.gamma ? get(p.gamma + column, j * V) : broadcast(1);
+    if (p.bias) bias[j] = read(p.bias + column, j * V);
+    gamma[j] = p.gamma ? read(p.gamma + column, j * V) : broadcast(1);
   }
   for (int i = 0; i < count; ++i) {
     const int64_t at = (row + i) * p.n + column;
     for (int j = 0; j < 2; ++j) {
       vec y = load(sums + i * NR + j * V) + bias[j];
-      if constexpr (E == Epilogue::residual) y = y * gamma[j] + get(p.residual + at, j * V);
+      if constexpr (E == Epilogue::residual) y = y * gamma[j] + read(p.residual + at, j * V);
       if constexpr (E == Epilogue::activation) {
-        if (p.h) put(p.h + at, j * V, y);
-        y = activate<A>(y);
+        const Activated found = activate<A>(y);
+        if (p.slope) write(p.slope + at, j * V, found.slope);
+        y = found.value;
       }
-      if constexpr (E == Epilogue::slope) y *= slope<A>(get(p.h + at, j * V));
-      put(p.y + at, j * V, y);
+      if constexpr (E == Epilogue::derivative) y = activate<A>(y).slope;
+      if constexpr (E == Epilogue::times) y *= read(p.slope + at, j * V);
+      write(p.y + at, j * V, y);
     }
   }
 }
 
 template <Epilogue E, Activation A>
-void linear(const Params& p) {
-  if (p.m <= 0) return;
-  const int64_t groups = (panels(p.n) + PANELS - 1) / PANELS, chunks = (p.m + ROWS - 1) / ROWS;
-  const int64_t height = (p.m + chunks - 1) / chunks, tall = (height + MR - 1) / MR * MR;  // rows of a task, whole tiles
+void linear(const Params& p, int64_t start, int64_t end) {  // rows from start up to end
+  const int64_t m = end - start;
+  if (m <= 0) return;
+  const int64_t groups = (panels(p.n) + PANELS - 1) / PANELS, chunks = (m + ROWS - 1) / ROWS;
+  const int64_t height = (m + chunks - 1) / chunks, tall = (height + MR - 1) / MR * MR;  // rows of a task, whole tiles
   const int64_t deep = depth(p.k), wide = panels(p.n) * NR;
-  share(groups * chunks, 2. * tall * PANELS * NR * p.k, [&](int64_t begin, int64_t end) {
+  share(groups * chunks, 2. * tall * PANELS * NR * p.k, [&](int64_t task, int64_t after) {
     float* sums = scratch(PANELS * tall * NR);  // [panel][row][NR]
-    for (int64_t task = begin; task < end; ++task) {
+    for (; task < after; ++task) {
       const int64_t first = task / chunks * PANELS, last = first + PANELS < panels(p.n) ? first + PANELS : panels(p.n);
-      const int64_t top = task % chunks * tall, bottom = top + tall < p.m ? top + tall : p.m;
+      const int64_t top = start + task % chunks * tall, bottom = top + tall < end ? top + tall : end;
       for (int64_t k = 0; k < p.k; k += deep) {
         const int steps = int(k + deep < p.k ? deep : p.k - k);
         for (int64_t panel = first; panel < last; ++panel) {
@@ -95,11 +103,21 @@ void linear(const Params& p) {
 }
 
 template <Epilogue E>
-void with_activation(const Params& p) {
+void with_activation(const Params& p, int64_t start, int64_t end) {
   switch (p.activation) {
-    case Activation::gelu: return linear<E, Activation::gelu>(p);
-    case Activation::gelu_tanh: return linear<E, Activation::gelu_tanh>(p);
-    case Activation::quick_gelu: return linear<E, Activation::quick_gelu>(p);
+    case Activation::gelu: return linear<E, Activation::gelu>(p, start, end);
+    case Activation::gelu_tanh: return linear<E, Activation::gelu_tanh>(p, start, end);
+    case Activation::quick_gelu: return linear<E, Activation::quick_gelu>(p, start, end);
+  }
+}
+
+void linear(const Params& p, int64_t start, int64_t end) {
+  switch (p.epilogue) {
+    case Epilogue::none: return linear<Epilogue::none, Activation::gelu>(p, start, end);
+    case Epilogue::residual: return linear<Epilogue::residual, Activation::gelu>(p, start, end);
+    case Epilogue::activation: return with_activation<Epilogue::activation>(p, start, end);
+    case Epilogue::derivative: return with_activation<Epilogue::derivative>(p, start, end);
+    case Epilogue::times: return linear<Epilogue::times, Activation::gelu>(p, start, end);
   }
 }
 
@@ -125,12 +143,5 @@ void smi_pack(const float* from, int64_t row, int64_t column, const float* scale
   });
 }
 
-void smi_linear(const Params* p) {
-  switch (p->epilogue) {
-    case Epilogue::none: return linear<Epilogue::none, Activation::gelu>(*p);
-    case Epilogue::residual: return linear<Epilogue::residual, Activation::gelu>(*p);
-    case Epilogue::activation: return with_activation<Epilogue::activation>(*p);
-    case Epilogue::slope: return with_activation<Epilogue::slope>(*p);
-  }
-}
+void smi_linear(const Params* p, Part part) { linear(*p, part.first(p->m), part.last(p->m)); }
 }

@@ -15,25 +15,6 @@ struct Params {
   float eps;
 };
 
-template <class Body>
-inline void each(int64_t d, Body body) {  // body(offset, number of floats), vectors first
-  int64_t j = 0;
-  for (; j + V <= d; j += V) body(j, V);
-  if (j < d) body(j, int(d - j));
-}
-
-inline vec get(const float* p, int some) {
-  if (some == V) return load(p);
-  float part[V] = {};
-  memcpy(part, p, some * sizeof(float));
-  return load(part);
-}
-
-inline void put(float* p, vec x, int some) {
-  if (some == V) return store(p, x);
-  memcpy(p, &x, some * sizeof(float));
-}
-
 void forward_row(const Params& p, int64_t row) {
   const int64_t d = p.d;
   const float* x = p.x + row * d;
@@ -87,13 +68,14 @@ void backward_row(const Params& p, int64_t row) {
 }
 
 template <void (*ROW)(const Params&, int64_t)>
-void all_rows(const Params& p) {
-  share(p.m, 16. * p.d, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) ROW(p, row);
+void rows(const Params& p, Part part) {
+  const int64_t first = part.first(p.m);
+  share(part.last(p.m) - first, 16. * p.d, [&](int64_t begin, int64_t end) {
+    for (int64_t row = first + begin; row < first + end; ++row) ROW(p, row);
   });
 }
 
 }  // namespace
 
-extern "C" void smi_layer_norm_forward(const Params* p) { all_rows<forward_row>(*p); }
-extern "C" void smi_layer_norm_backward(const Params* p) { all_rows<backward_row>(*p); }
+extern "C" void smi_layer_norm_forward(const Params* p, Part part) { rows<forward_row>(*p, part); }
+extern "C" void smi_layer_norm_backward(const Params* p, Part part) { rows<backward_row>(*p, part); }

@@ -18,6 +18,13 @@ void share(int64_t count, double each, Body body) {
   if (count > 0) parallel_for(0, count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body);
 }
 
+// Images begin .. end of so many, and the rows (or heads) that are theirs where all images have as many. {0, 1, 1} is everything.
+struct Part {
+  int64_t begin, end, of;
+  int64_t first(int64_t count) const { return count * begin / of; }
+  int64_t last(int64_t count) const { return count * end / of; }
+};
+
 // Memory that a thread keeps from call to call, aligned to a cache line.
 inline float* scratch(size_t floats) {
   struct Block {

@@ -48,12 +48,12 @@ inline void pixels_of_row(const Patches& p, int64_t x, Body body) {
   }
 }
 
-// Differences of a line of pixels to those around it, p pixels and one more on either side; where the image ends, the pixel's own value.
-struct Line {
-  float at[2 + 256];
-};
-
 constexpr int64_t PATCH = 256;  // longest patch side
+
+// A line of a patch's pixels and one more on either side; where the image ends, the pixel's own value.
+struct Line {
+  float at[2 + PATCH + V] = {};  // whole vectors can be read from every pixel
+};
 
 inline void fill(Line& line, const float* row, int64_t x, int64_t size, int64_t width, const float* own) {
   memcpy(line.at + 1, row + x, size * sizeof(float));
@@ -186,11 +186,13 @@ void smi_image_step(const Patches* given, const Step* step) {
           const float a1 = above ? inverse[1] : 0, a2 = above ? inverse[2] : 0, a3 = above ? inverse[3] : 0;
           const float b1 = below ? inverse[1] : 0, b2 = below ? inverse[2] : 0, b3 = below ? inverse[3] : 0;
           float* pull = s.pull + at;
-          for (int64_t j = 0; j < p.patch; ++j) {
-            const float here = middle.at[j + 1];
-            pull[j] = inverse[0] * (2 * here - middle.at[j] - middle.at[j + 2]) + a1 * (here - up.at[j + 1]) + a2 * (here - up.at[j]) +
-                      a3 * (here - up.at[j + 2]) + b1 * (here - down.at[j + 1]) + b3 * (here - down.at[j]) + b2 * (here - down.at[j + 2]);
-          }
+          each(p.patch, [&](int64_t j, int some) {
+            const vec here = load(middle.at + j + 1);
+            vec sum = inverse[0] * (2 * here - load(middle.at + j) - load(middle.at + j + 2));
+            sum += a1 * (here - load(up.at + j + 1)) + a2 * (here - load(up.at + j)) + a3 * (here - load(up.at + j + 2));
+            sum += b1 * (here - load(down.at + j + 1)) + b3 * (here - load(down.at + j)) + b2 * (here - load(down.at + j + 2));
+            put(pull + j, sum, some);
+          });
         });
     });
   float* target = s.out ? s.out : s.images;
@@ -198,15 +200,16 @@ void smi_image_step(const Patches* given, const Step* step) {
     for (int64_t token = begin; token < end; ++token)
       rows(token, [&](int64_t c, int64_t, int64_t x, int64_t row, int64_t from) {
         const float low = s.low[c], high = s.high[c];
-        for (int64_t j = 0; j < p.patch; ++j) {
+        each(p.patch, [&](int64_t j, int some) {
           const int64_t at = row + x + j;
-          const float g = s.grad[at] + (s.norms ? s.pull[from + j] : 0);
-          const float avg = s.beta1 * s.avg[at] + s.rest1 * g, sq = s.beta2 * s.avg_sq[at] + s.rest2 * g * g;
-          s.avg[at] = avg;
-          s.avg_sq[at] = sq;
-          const float moved = s.images[at] - s.rate * avg / (std::sqrt(sq * s.correction) + s.eps);
-          target[at] = moved < low ? low : moved > high ? high : moved;
-        }
+          vec g = get(s.grad + at, some);
+          if (s.norms) g += get(s.pull + from + j, some);
+          const vec avg = s.beta1 * get(s.avg + at, some) + s.rest1 * g, sq = s.beta2 * get(s.avg_sq + at, some) + s.rest2 * g * g;
+          put(s.avg + at, avg, some);
+          put(s.avg_sq + at, sq, some);
+          const vec moved = get(s.images + at, some) - s.rate * avg / (sqrt(sq * s.correction) + s.eps);
+          put(target + at, moved < low ? broadcast(low) : moved > high ? broadcast(high) : moved, some);
+        });
       });
   });
 }

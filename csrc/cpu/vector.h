@@ -1,6 +1,7 @@
-// Vectors of floats as GCC and Clang know them on every processor: loads and stores in both dtypes, exp, and the normal distribution's tail.
+// Vectors of floats as GCC and Clang know them on every processor: loads and stores in three dtypes, exp, sqrt, sums, and rows that end within a vector.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -108,4 +109,29 @@ inline float sum(vec x) {  // by halves
   for (int n = V / 2; n > 0; n /= 2)
     for (int i = 0; i < n; ++i) part[i] += part[i + n];
   return part[0];
+}
+
+inline vec sqrt(vec x) {
+  for (int i = 0; i < V; ++i) x[i] = std::sqrt(x[i]);
+  return x;
+}
+
+// Rows that end within a vector: body(offset, number of floats), whole vectors first.
+template <class Body>
+inline void each(int64_t d, Body body) {
+  int64_t j = 0;
+  for (; j + V <= d; j += V) body(j, V);
+  if (j < d) body(j, int(d - j));
+}
+
+inline vec get(const float* p, int some) {
+  if (some == V) return load(p);
+  float part[V] = {};
+  memcpy(part, p, some * sizeof(float));
+  return load(part);
+}
+
+inline void put(float* p, vec x, int some) {
+  if (some == V) return store(p, x);
+  memcpy(p, &x, some * sizeof(float));
 }

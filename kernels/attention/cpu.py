@@ -6,6 +6,8 @@ import torch
 from smi.csrc import host
 from torch import Tensor
 
+from ..recording import call, dense
+
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -59,14 +61,15 @@ def backward(
         dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device="cpu")
     if index is not None or lengths is not None:
         dqkv.zero_()
-    _run("backward", qkv, index, lengths, scale, lse.shape[2], lse=lse, grad=grad.contiguous(), dqkv=dqkv)
+    _run("backward", qkv, index, lengths, scale, lse.shape[2], lse=lse, grad=dense(grad), dqkv=dqkv)
     return dqkv
 
 
 def _run(function: str, qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float, n: int, **tensors: Tensor) -> None:
-    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+    qkv = qkv if qkv.stride(-1) == 1 else dense(qkv)
     integers = {name: None if x is None else x.long().contiguous() for name, x in (("index", index), ("lengths", lengths))}
     batch, rows, _, heads, width = qkv.shape
     at = {name: x.data_ptr() for name, x in {**tensors, **integers}.items() if x is not None}
     params = Params(qkv=qkv.data_ptr(), stride=qkv.stride()[:4], batch=batch, rows=rows, n=n, heads=heads, width=width, scale=scale, **at)
-    getattr(host.library(), f"smi_attention_{function}_{DTYPES[qkv.dtype]}")(ctypes.byref(params))
+    used = (qkv, *tensors.values(), *integers.values())
+    call(f"smi_attention_{function}_{DTYPES[qkv.dtype]}", params, *used, cost=8.0 * batch * heads * n * n * width)

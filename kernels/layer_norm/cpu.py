@@ -6,6 +6,8 @@ import torch
 from smi.csrc import host
 from torch import Tensor
 
+from ..recording import call, dense
+
 
 class Params(ctypes.Structure):
     """As in csrc/cpu/norm.cpp."""
@@ -32,11 +34,11 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, residual: Tensor | None, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, s, mean, rstd as in op.py; y in out, contiguous, where there is one."""
-    x = x.contiguous()
+    x = dense(x)
     y = x.new_empty(x.shape) if out is None else out
     mean, rstd = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
     s = x.new_empty(0) if residual is None else x.new_empty(x.shape)
-    residual = None if residual is None else residual.contiguous()
+    residual = None if residual is None else dense(residual)
     named = {"x": x, "residual": residual, "weight": weight.contiguous(), "bias": None if bias is None else bias.contiguous()}
     _run("forward", x, eps, **named, s=s, y=y, mean=mean, rstd=rstd)
     return y, s, mean, rstd
@@ -46,9 +48,9 @@ def backward(
     grad_y: Tensor, grad_s: Tensor | None, s: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor, eps: float, out: Tensor | None = None
 ) -> Tensor:
     """Gradient of s, in out where there is one, which may be grad_s."""
-    s = s.contiguous()
+    s = dense(s)
     found = s.new_empty(s.shape) if out is None else out
-    named = {"grad": grad_y.contiguous(), "grad_s": None if grad_s is None else grad_s.contiguous(), "weight": weight.contiguous()}
+    named = {"grad": dense(grad_y), "grad_s": None if grad_s is None else dense(grad_s), "weight": weight.contiguous()}
     _run("backward", s, eps, x=s, **named, mean=mean, rstd=rstd, found=found)
     return found
 
@@ -57,4 +59,4 @@ def _run(function: str, rows: Tensor, eps: float, **tensors: Tensor | None) -> N
     d = rows.shape[-1]
     at = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
     params = Params(**at, m=rows.numel() // d, d=d, eps=eps)
-    getattr(host.library(), f"smi_layer_norm_{function}")(ctypes.byref(params))
+    call(f"smi_layer_norm_{function}", params, *tensors.values(), cost=16.0 * rows.numel())

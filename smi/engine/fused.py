@@ -2,16 +2,18 @@
 
 No weight gradients, no attention matrices; tokens are made for the active patches alone; of the last block, where only the tokens that the heads read
 go on, queries, projection and MLP are computed for those alone, which is exact. What is kept for backward, per token and block, in elements:
-3d (qkv) + 4d (the activation's argument) + 2d (what the two norms read); with `recompute` the 4d are computed again in the backward pass, a sixth
-more products.
+3d (qkv) + 4d (the activation's argument, or its derivative there) + 2d (what the two norms read); with `recompute` the 4d are computed again in the
+backward pass, a sixth more products.
 
-A model is cut in two. The trunk is every block whose output all tokens need, by the layers of `kernels.packed` or `kernels.frozen`. The tail is the
-last block for a few tokens, the norm and the heads: small, left to autograd on PyTorch's own operations.
+A model is cut in two. The trunk is all blocks, by the layers of `kernels.packed` or `kernels.frozen`; those of the former are recorded and made image
+by image (`kernels.recording`), once for memory that stays, as a CUDA graph is on a GPU (`graph`). The tail is the norm and the heads: small, left to
+autograd on PyTorch's own operations.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,18 +22,28 @@ from torch import Tensor
 from ..errors import InputError
 from ..kernels import frozen, packed
 from ..kernels.dispatch import backend
-from ..kernels.linear_gelu.reference import ACTIVATIONS
+from ..kernels.recording import Recording, recorded
 from ..models import Block, Norm, ViT
 from .processor import faster_dtype
 from .reference import Output
 
-Memory = Callable[..., Tensor | None]  # name and shape to the memory of a result, or None where the layer makes its own
+
+class Memory:
+    """Where results go: each into memory of its own."""
+
+    def __init__(self):
+        self.passes: dict[object, Pass] = {}  # recorded in it
+
+    def __call__(self, name: str, *shape: int) -> Tensor | None:
+        """Memory for the result of that name, or None where the layer makes its own."""
+        return None
 
 
-class Buffers:
+class Buffers(Memory):
     """Memory that stays from iteration to iteration, one tensor for each name."""
 
     def __init__(self):
+        super().__init__()
         self.tensors: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
@@ -40,8 +52,12 @@ class Buffers:
         return self.tensors[name]
 
 
-def fresh(name: str, *shape: int) -> None:
-    """Every result in memory of its own."""
+class Pass(NamedTuple):
+    """Layers recorded for what lies in x: running the recording fills the result."""
+
+    x: Tensor
+    result: object
+    recording: Recording
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,48 @@ class Mode:
     """How the fused engine computes: what decides its memory."""
 
     dtype: torch.dtype
-    recompute: bool = False  # the activations' arguments again in the backward pass, instead of keeping them
+    recompute: bool = False  # what the activations leave again in the backward pass, instead of keeping them
+
+
+class BlockSaved(NamedTuple):
+    """What one block leaves for its backward pass: 3d + 4d + 2d elements per token, and a few numbers per row."""
+
+    x: Tensor
+    norm1: list[Tensor]  # mean and 1 / standard deviation
+    qkv: Tensor
+    attended: Tensor  # qkv as attention read it
+    heads: list[tuple]  # of the norms of queries and keys
+    out: Tensor | None  # attention's output, for a version whose backward reads it
+    lse: Tensor
+    mid: Tensor
+    norm2: list[Tensor]
+    bend: Tensor | None  # of the activation: its argument or derivative, as the layers have it; None where it is computed again
+
+
+class LastSaved(NamedTuple):
+    """The same for the last block, of which only a few tokens go on."""
+
+    x: Tensor
+    norm1: list[Tensor]
+    q: Tensor  # [B, few, H, D], as attention read it
+    kv: Tensor  # [B, T, 2, H, D], likewise
+    heads: tuple[list[tuple], list[tuple]]  # of q, of kv
+    weights: Tensor
+    mid: Tensor
+    norm2: list[Tensor]
+    bend: Tensor
+
+
+@dataclass
+class Trunk:
+    """What a pass through the blocks leaves."""
+
+    pre: tuple | None = None  # of norm_pre: x, mean, rstd
+    blocks: list[BlockSaved] = field(default_factory=list)
+    last: LastSaved | None = None
+    read: Tensor | None = None  # the tokens that the heads read
+    weights: Tensor | None = None  # of the last block's attention, [B, H, Q, T]
+    passes: dict[object, Pass] = field(default_factory=dict)  # the backward pass, once recorded
 
 
 @dataclass
@@ -60,26 +117,27 @@ class Saved:
     augmentation: Tensor | None
     like: Tensor  # the images, for shape and dtype alone
     memory: Memory
-    pre: tuple | None = None  # of norm_pre: x, mean, rstd
-    blocks: list[tuple] = field(default_factory=list)
-    attended: Tensor | None = None  # qkv of the last block of the trunk, as attention read it
-    last: tuple | None = None  # of the last block's first norm: x, mean, rstd
-    leaves: list[Tensor] = field(default_factory=list)  # where the tail begins
+    trunk: Trunk
+    leaf: Tensor  # the trunk's result, where the tail begins
     logits: Tensor | None = None  # with the tail's graph
 
     def bytes(self) -> int:
         """Bytes kept for the trunk's backward pass, images and index not counted."""
-        groups = [*self.blocks, self.pre or (), self.last or ()]
-        kept = {x.data_ptr(): x.numel() * x.element_size() for group in groups for x in group if isinstance(x, Tensor)}
+        kept = {x.data_ptr(): x.numel() * x.element_size() for x in _tensors([self.trunk.blocks, self.trunk.pre, self.trunk.last])}
         return sum(kept.values())
 
 
 class Layers:
-    """The layers of one block that all tokens pass."""
+    """The layers of one block. few: whether only a few tokens' queries are asked for, so that they are computed apart from keys and values."""
 
-    def __init__(self, block: Block, family: ModuleType):
+    def __init__(self, block: Block, family: ModuleType, few: bool = False):
         self.norm1, self.norm2 = (family.Norm(n.weight, n.bias, n.eps) for n in (block.norm1, block.norm2))
-        self.qkv = family.Linear(block.qkv.weight, block.qkv.bias)
+        weight, bias, width = block.qkv.weight, block.qkv.bias, block.qkv.weight.shape[0] // 3
+        if few:
+            self.query = family.Linear(weight[:width], None if bias is None else bias[:width])
+            self.keys_values = family.Linear(weight[width:], None if bias is None else bias[width:])
+        else:
+            self.qkv = family.Linear(weight, bias)
         self.proj = family.Linear(block.proj.weight, block.proj.bias, block.scale1)
         self.fc1 = family.Linear(block.fc1.weight, block.fc1.bias)
         self.fc2 = family.Linear(block.fc2.weight, block.fc2.bias, block.scale2)
@@ -98,14 +156,12 @@ class Fused:
         self.vit = vit = vit.to(vit.device, dtype)
         family = _family(vit)
         self.packed = family is packed
+        self.recordable = self.packed and not any(block.q_norm or block.k_norm for block in vit.blocks)  # those norms take operations of PyTorch
         self.few = len(vit.heads) if vit.pool == "token" else 0  # tokens that go on from the last block; 0: all
         self.embed = family.Embed(vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, vit.patch_size)
         self.norm_pre = vit.norm_pre and family.Norm(vit.norm_pre.weight, vit.norm_pre.bias, vit.norm_pre.eps)
         self.blocks = [Layers(block, family) for block in vit.blocks[: len(vit.blocks) - bool(self.few)]]
-        if self.few:
-            last, width = vit.blocks[-1], vit.blocks[-1].qkv.weight.shape[0] // 3
-            self.norm_last = family.Norm(last.norm1.weight, last.norm1.bias, last.norm1.eps)
-            self.keys_values = family.Linear(last.qkv.weight[width:], None if last.qkv.bias is None else last.qkv.bias[width:])
+        self.last = Layers(vit.blocks[-1], family, few=True) if self.few else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -119,139 +175,183 @@ class Fused:
     def describe(self) -> dict:
         """What runs: dtype, and the version of each operation."""
         if self.family is packed:
-            versions = dict.fromkeys(("attention", "layer_norm", "linear_gelu", "linear_residual", "patch_embed"), packed.NAME)
+            versions = dict.fromkeys(("attention", "cls_attention", "layer_norm", "linear_gelu", "linear_residual", "patch_embed"), packed.NAME)
         else:
             versions = frozen.versions(self.vit.blocks[0].qkv.weight, self.vit.num_patches, self.vit.num_heads)
         return {"dtype": str(self.dtype).removeprefix("torch."), "versions": versions}
 
+    def memory(self) -> Memory:
+        """For the results of one pass at a time."""
+        return Buffers() if self.packed else Memory()
+
     def forward(
-        self, images: Tensor, index: Tensor, augmentation: Tensor | None = None, memory: Memory = fresh, keep: bool = True
+        self, images: Tensor, index: Tensor, augmentation: Tensor | None = None, memory: Memory | None = None, keep: bool = True
     ) -> tuple[Output, Tensor, Saved]:
         """Logits and CLS row, the attention weights [B, H, Q, T] of the last block's CLS token, and what `backward` needs.
 
-        images: float32 [B, C, H, W]; index: int [B, n]; augmentation: int [3] (dy, dx, flip). memory: where results go; those of a pass lie there
-        until the next one. keep: whether `backward` will be called.
+        images: float32 [B, C, H, W]; index: int [B, n]; augmentation: int [3] (dy, dx, flip). memory: where results go, of this pass alone when
+        None; those of a pass lie there until the next one. keep: whether `backward` will be called.
         """
-        saved = Saved(index, augmentation, images, memory)
+        memory = memory or self.memory()
         with torch.no_grad():
             x = self.embed.forward(images, index, augmentation, memory("x", len(images), *self._tokens(index)))
-            x = self._trunk(x, saved, keep)
-        return self._tail(x, saved, keep)
+            trunk = self._forward_trunk(x, memory, keep)
+        saved = Saved(index, augmentation, images, memory, trunk, trunk.read.detach().requires_grad_(keep))
+        with torch.set_grad_enabled(keep):
+            saved.logits = _classify(self.vit, saved.leaf)
+        weights = trunk.weights
+        return Output(saved.logits.detach(), weights[:, :, 0].mean(1)[:, self.vit.num_prefix :]), weights, saved
 
     @torch.no_grad()
-    def forward_patches(self, patches: Tensor, index: Tensor, memory: Memory = fresh) -> Tensor:
+    def forward_patches(self, patches: Tensor, index: Tensor, memory: Memory | None = None) -> Tensor:
         """Logits [B, classes] of patches [B, n, C, p, p] that lie at grid cells index [B, n], each with its own position embedding."""
-        patches = patches.to(self.dtype)
+        patches, memory = patches.to(self.dtype), memory or self.memory()
         x = self.embed.embed(patches.flatten(2), index, memory("x", len(patches), *self._tokens(index)))
-        saved = Saved(index, None, patches, memory)
-        return self._tail(self._trunk(x, saved, keep=False), saved, keep=False)[0].logits
+        return _classify(self.vit, self._forward_trunk(x, memory, keep=False).read)
+
+    def _forward_trunk(self, x: Tensor, memory: Memory, keep: bool) -> Trunk:
+        trunk = self._run(memory.passes, (self, keep), x, x.shape[1], lambda: self._blocks(x, memory, keep))
+        if not self.few:
+            qkv = trunk.blocks[-1].attended
+            trunk.weights = _weights(qkv[:, :1, 0], qkv[:, :, 1])
+        return trunk
+
+    def _run(self, passes: dict[object, Pass], key: object, x: Tensor, tokens: int, layers: Callable[[], object]):
+        """What layers on x, [B, ...], result in. In C++ their calls are recorded, once for the same memory, and made image by image."""
+        if not self.recordable:
+            return layers()
+        if key not in passes or passes[key].x is not x:
+            passes.pop(key, None)
+            passes[key] = Pass(x, *recorded(layers, len(x), tokens))
+        passes[key].recording.run()
+        return passes[key].result
 
     def _tokens(self, index: Tensor) -> tuple[int, int]:
         """Tokens of an image, and their width."""
         return self.vit.num_prefix + index.shape[1], self.vit.embed_dim
 
-    def _trunk(self, x: Tensor, saved: Saved, keep: bool) -> Tensor:
-        vit, memory = self.vit, saved.memory
+    def _blocks(self, x: Tensor, memory: Memory, keep: bool) -> Trunk:
+        vit, trunk = self.vit, Trunk()
         shape = batch, tokens, _ = x.shape
-        width = vit.blocks[0].qkv.weight.shape[0] // 3
-        hidden = vit.blocks[0].fc1.weight.shape[0]
-        keep_h = keep and not self.mode.recompute
+        width, hidden = vit.blocks[0].proj.weight.shape[1], vit.blocks[0].fc1.weight.shape[0]
+        keep_bend, keeps_output = keep and not self.mode.recompute, self.family.Attention.keeps_output
         if self.norm_pre:
             y, *statistics = self.norm_pre.forward(x, memory("x pre", *shape))
-            saved.pre, x = (x, *statistics), y
+            trunk.pre, x = (x, *statistics), y
         for i, block in enumerate(self.blocks):
             i = str(i) if keep else ""  # without backward every block may use the same memory
-            y, *first = block.norm1.forward(x, memory("y", *shape))
+            y, *norm1 = block.norm1.forward(x, memory("y", *shape))
             qkv = block.qkv.forward(y, memory("qkv" + i, batch, tokens, 3 * width)).unflatten(-1, (3, vit.num_heads, -1))
-            attended, normed = self._normalise_heads(block, qkv)
-            kept_out = "out" + i if self.family.Attention.keeps_output else "out"
-            out, lse = self.family.Attention.forward(attended, memory(kept_out, batch, tokens, width))
+            attended, heads = _normalise_heads(qkv, block.q_norm, block.k_norm)
+            out, lse = self.family.Attention.forward(attended, memory("out" + i if keeps_output else "out", batch, tokens, width))
             mid = block.proj.forward_residual(out, x, memory("mid" + i, *shape))
-            y, *second = block.norm2.forward(mid, memory("y", *shape))
-            h = memory("h" + i, batch, tokens, hidden) if keep_h else None
-            a, h = block.fc1.forward_activation(y, vit.activation, keep_h, h, memory("a", batch, tokens, hidden))
-            if keep:
-                kept = out if self.family.Attention.keeps_output else None
-                saved.blocks.append((x, *first, qkv, attended, normed, kept, lse, mid, *second, h if keep_h else None))
+            y, *norm2 = block.norm2.forward(mid, memory("y", *shape))
+            bend = memory("bend" + i, batch, tokens, hidden) if keep_bend else None
+            a, bend = block.fc1.forward_activation(y, vit.activation, keep_bend, bend, memory("a", batch, tokens, hidden))
+            bend = bend if keep_bend else None
+            if keep or block is self.blocks[-1]:
+                saved = BlockSaved(x, norm1, qkv, attended, heads, out if keeps_output else None, lse, mid, norm2, bend)
+                trunk.blocks.append(saved)
             x = block.fc2.forward_residual(a, mid, memory("x next" + i, *shape))
-            saved.attended = attended
-        return x
-
-    def _normalise_heads(self, block: Layers, qkv: Tensor) -> tuple[Tensor, list[tuple]]:
-        """qkv with queries and keys normalised where the block does that, and what their backward needs."""
-        if block.q_norm is None and block.k_norm is None:
-            return qkv, []
-        parts, kept = list(qkv.unbind(2)), []
-        for j, norm in enumerate((block.q_norm, block.k_norm)):
-            if norm is not None:
-                given = parts[j].contiguous()
-                parts[j], *statistics = norm.forward(given)
-                kept.append((j, norm, given, *statistics))
-        return torch.stack(parts, dim=2), kept
-
-    def _tail(self, x: Tensor, saved: Saved, keep: bool) -> tuple[Output, Tensor, Saved]:
-        vit, memory = self.vit, saved.memory
-        batch, tokens, d = x.shape
+        trunk.read = x
         if self.few:
-            with torch.no_grad():
-                y, *statistics = self.norm_last.forward(x, memory("y", batch, tokens, d))
-                width = vit.blocks[-1].qkv.weight.shape[0] // 3
-                pairs = self.keys_values.forward(y, memory("kv", batch, tokens, 2 * width)).unflatten(-1, (2, vit.num_heads, -1))
-            saved.last = (x, *statistics)
-            leaves = [x[:, : self.few], y[:, : self.few], pairs]
-        else:
-            leaves = [x]
-        saved.leaves = [leaf.detach().requires_grad_(keep) for leaf in leaves]
-        with torch.set_grad_enabled(keep):
-            if self.few:
-                read, weights = _last_block(vit, *saved.leaves)
-            else:
-                read = saved.leaves[0]
-                weights = _weights(saved.attended[:, :1, 0], saved.attended[:, :, 1])
-            saved.logits = _classify(vit, read)
-        row = weights.detach()[:, :, 0].mean(1)[:, vit.num_prefix :]
-        return Output(saved.logits.detach(), row), weights.detach(), saved
+            self._last_block(x, trunk, memory)
+        return trunk
+
+    def _last_block(self, x: Tensor, trunk: Trunk, memory: Memory) -> None:
+        """The last block for the few tokens that go on."""
+        vit, block, (batch, tokens, _) = self.vit, self.last, x.shape
+        width = vit.blocks[-1].proj.weight.shape[1]
+        y, *norm1 = block.norm1.forward(x, memory("y", *x.shape))
+        kv = block.keys_values.forward(y, memory("kv", batch, tokens, 2 * width)).unflatten(-1, (2, vit.num_heads, -1))
+        few_x, few_y = (self.family.take_tokens(each, self.few) for each in (x, y))
+        q, q_heads = _normalise_heads(block.query.forward(few_y).unflatten(-1, (1, vit.num_heads, -1)), block.q_norm)
+        kv, k_heads = _normalise_heads(kv, block.k_norm)
+        out, trunk.weights = self.family.ClsAttention.forward(q[:, :, 0], kv)
+        mid = block.proj.forward_residual(out, few_x)
+        y, *norm2 = block.norm2.forward(mid)
+        a, bend = block.fc1.forward_activation(y, vit.activation)
+        trunk.read = block.fc2.forward_residual(a, mid)
+        trunk.last = LastSaved(x, norm1, q[:, :, 0], kv, (q_heads, k_heads), trunk.weights, mid, norm2, bend)
 
     def backward(self, saved: Saved, grad_logits: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient [B, C, H, W] of the images, float32, from that of the logits [B, classes]; in out where it is given."""
-        grads = torch.autograd.grad(saved.logits, saved.leaves, grad_logits.to(saved.logits.dtype))
+        (found,) = torch.autograd.grad(saved.logits, saved.leaf, grad_logits.to(saved.logits.dtype))
         saved.logits = None  # frees the tail's graph
+        memory, trunk = saved.memory, saved.trunk
         with torch.no_grad():
-            grad = self._backward_to_tokens(saved, grads)
+            grad = memory("grad read", *found.shape)
+            grad = found.contiguous() if grad is None else grad.copy_(found)
+            tokens = self._tokens(saved.index)[0]
+            grad = self._run(trunk.passes, "backward", grad, tokens, lambda: self._backward_trunk(trunk, grad, memory))
             if out is None:
                 out = torch.empty_like(saved.like, memory_format=torch.contiguous_format)
             return self.embed.backward(grad, saved.index, saved.augmentation, out)
 
-    def _backward_to_tokens(self, saved: Saved, grads: tuple[Tensor, ...]) -> Tensor:
-        memory = saved.memory
-        shape = saved.last[0].shape if self.few else grads[0].shape
-        hidden = self.vit.blocks[0].fc1.weight.shape[0]
+    def _backward_trunk(self, trunk: Trunk, grad: Tensor, memory: Memory) -> Tensor:
+        activation, hidden = self.vit.activation, self.vit.blocks[0].fc1.weight.shape[0]
         if self.few:
-            few_x, few_y, pairs = grads
-            grad_y = self.keys_values.backward(pairs.flatten(2).contiguous(), memory("grad y", *shape))
-            grad_y[:, : self.few] += few_y
-            grad = self.norm_last.backward(grad_y, None, *saved.last, memory("grad", *shape))
-            grad[:, : self.few] += few_x
-        else:
-            grad = grads[0].contiguous()
-        for block, (x, mean1, rstd1, qkv, attended, normed, out, lse, mid, mean2, rstd2, h) in zip(
-            reversed(self.blocks), reversed(saved.blocks), strict=True
-        ):
-            if h is None:
-                y, *_ = block.norm2.forward(mid, memory("y", *shape))
-                h = block.fc1.forward(y, memory("h", *shape[:2], hidden))
-            grad_h = block.fc2.backward_activation(grad, h, self.vit.activation, memory("a", *shape[:2], hidden))
+            grad = self._backward_last_block(trunk.last, grad, memory)
+        shape = grad.shape
+        for block, kept in zip(reversed(self.blocks), reversed(trunk.blocks), strict=True):
+            bend = kept.bend
+            if bend is None:
+                y, *_ = block.norm2.forward(kept.mid, memory("y", *shape))
+                bend = block.fc1.again(y, activation, memory("bend", *shape[:2], hidden))
+            grad_h = block.fc2.backward_activation(grad, bend, activation, memory("a", *shape[:2], hidden))
             grad_y = block.fc1.backward(grad_h, memory("grad y", *shape))
-            grad = block.norm2.backward(grad_y, grad, mid, mean2, rstd2, memory("grad mid", *shape))
-            grad_out = block.proj.backward(grad, memory("grad out", *shape[:2], qkv.shape[3] * qkv.shape[4]))
-            grad_qkv = self.family.Attention.backward(grad_out, attended, out, lse, memory("grad qkv", *qkv.shape))
-            for j, norm, given, *statistics in normed:
-                grad_qkv[:, :, j] = norm.backward(grad_qkv[:, :, j].contiguous(), None, given, *statistics)
+            grad = block.norm2.backward(grad_y, grad, kept.mid, *kept.norm2, memory("grad mid", *shape))
+            grad_out = block.proj.backward(grad, memory("grad out", *shape[:2], kept.attended.shape[3] * kept.attended.shape[4]))
+            grad_qkv = self.family.Attention.backward(grad_out, kept.attended, kept.out, kept.lse, memory("grad qkv", *kept.qkv.shape))
+            _backward_heads(grad_qkv, kept.heads)
             grad_y = block.qkv.backward(grad_qkv.flatten(2), memory("grad y", *shape))
-            grad = block.norm1.backward(grad_y, grad, x, mean1, rstd1, memory("grad", *shape))
-        if self.norm_pre:
-            grad = self.norm_pre.backward(grad, None, *saved.pre)
+            grad = block.norm1.backward(grad_y, grad, kept.x, *kept.norm1, memory("grad", *shape))
+        if trunk.pre:
+            grad = self.norm_pre.backward(grad, None, *trunk.pre)
         return grad
+
+    def _backward_last_block(self, kept: LastSaved, grad: Tensor, memory: Memory) -> Tensor:
+        """Gradient of all tokens [B, T, d] from that of the few."""
+        block, shape = self.last, kept.x.shape
+        grad_h = block.fc2.backward_activation(grad, kept.bend, self.vit.activation)
+        grad_few = block.norm2.backward(block.fc1.backward(grad_h), grad, kept.mid, *kept.norm2)
+        grad_out = block.proj.backward(grad_few)
+        grad_q, grad_kv = self.family.ClsAttention.backward(grad_out, kept.q, kept.kv, kept.weights, memory("grad kv", *kept.kv.shape))
+        _backward_heads(grad_q.unsqueeze(2), kept.heads[0])
+        _backward_heads(grad_kv, kept.heads[1])
+        grad_y = block.keys_values.backward(grad_kv.flatten(2), memory("grad y", *shape))
+        self.family.add_tokens(grad_y, block.query.backward(grad_q.flatten(2)))
+        grad = block.norm1.backward(grad_y, None, kept.x, *kept.norm1, memory("grad", *shape))
+        self.family.add_tokens(grad, grad_few)
+        return grad
+
+
+def _normalise_heads(packed: Tensor, *norms) -> tuple[Tensor, list[tuple]]:
+    """packed [B, T, J, H, D], of which the first parts along J pass a norm where there is one, and what the norms' backward needs."""
+    if not any(norms):
+        return packed, []
+    parts, kept = list(packed.unbind(2)), []
+    for j, norm in enumerate(norms):
+        if norm is not None:
+            given = parts[j].contiguous()
+            parts[j], *statistics = norm.forward(given)
+            kept.append((j, norm, given, *statistics))
+    return torch.stack(parts, dim=2), kept
+
+
+def _backward_heads(grad: Tensor, kept: list[tuple]) -> None:
+    """The gradient of `_normalise_heads`, in place."""
+    for j, norm, given, *statistics in kept:
+        grad[:, :, j] = norm.backward(grad[:, :, j].contiguous(), None, given, *statistics)
+
+
+def _tensors(kept: object) -> Iterator[Tensor]:
+    """Those within lists and tuples of lists and tuples."""
+    if isinstance(kept, Tensor):
+        yield kept
+    elif isinstance(kept, list | tuple):
+        for part in kept:
+            yield from _tensors(part)
 
 
 def pass_bytes(vit: ViT, batch: int, active: int, mode: Mode) -> int:
@@ -272,18 +372,6 @@ def _family(vit: ViT) -> ModuleType:
     return frozen
 
 
-def _last_block(vit: ViT, x: Tensor, y: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """The last block for Q tokens x [B, Q, d], normalised y, among keys and values [B, T, 2, H, D]: their outputs, and weights [B, H, Q, T]."""
-    block, width = vit.blocks[-1], pairs.shape[3] * pairs.shape[4]
-    q = F.linear(y, block.qkv.weight[:width], None if block.qkv.bias is None else block.qkv.bias[:width]).unflatten(-1, (vit.num_heads, -1))
-    k, v = pairs.unbind(2)
-    weights = _weights(_normalise(q, block.q_norm), _normalise(k, block.k_norm))
-    out = (weights.to(v.dtype) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
-    x = x + _scaled(F.linear(out, block.proj.weight, block.proj.bias), block.scale1)
-    h = F.linear(_normalise(x, block.norm2), block.fc1.weight, block.fc1.bias)
-    return x + _scaled(F.linear(ACTIVATIONS[vit.activation](h), block.fc2.weight, block.fc2.bias), block.scale2), weights
-
-
 def _weights(q: Tensor, k: Tensor) -> Tensor:
     """Softmax of scaled scores [B, H, Q, T], float32, of q [B, Q, H, D] and k [B, T, H, D]."""
     return (q.transpose(1, 2) @ k.permute(0, 2, 3, 1)).float().mul(q.shape[-1] ** -0.5).softmax(-1)
@@ -299,10 +387,6 @@ def _classify(vit: ViT, x: Tensor) -> Tensor:
 
 def _normalise(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, norm.eps)
-
-
-def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
-    return x if gamma is None else x * gamma
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:

@@ -1,6 +1,6 @@
 """One update of a batch of trajectories within a stage: forward, loss, pixel gradient, Adam and clip, on memory that stays."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from ..kernels.image_step import image_step, tv_norms
 from ..losses import Loss, cross_entropy, needs_attention_outputs, total
 from ..models import ViT
 from . import reference
-from .fused import Buffers, Fused, fresh
+from .fused import Fused
 from .reference import Output
 
 UPDATES = ("active", "all")
@@ -51,7 +51,7 @@ class Step:
         self.moved = index if update == "active" else None
         size = len(images) if chunk is None else chunk
         self.chunks = [slice(start, start + size) for start in range(0, len(images), size)]
-        self.memory: Callable = Buffers() if images.device.type == "cpu" else fresh
+        self.memory = engine.memory() if self.fused else None
         self.grad = torch.empty_like(images)
         self.norms = images.new_zeros(4)
         self.kept_bytes = 0
@@ -78,7 +78,7 @@ class Step:
         if len(self.chunks) > 1:
             return self._gradient_in_chunks(augmentation)
         self.output, _, saved = self.engine.forward(self.images, self.index, augmentation, self.memory)
-        self.kept_bytes = saved.bytes()
+        self.kept_bytes = self.kept_bytes or saved.bytes()
         loss, grad_logits, grad_images = self._loss_gradients(self.output.logits)
         self._backward(saved, grad_logits, self.grad)
         if grad_images is not None:

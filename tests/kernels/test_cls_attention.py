@@ -36,6 +36,11 @@ def test_stock(tokens, width, queries, device):
     check("stock", arguments(tokens, width, queries, device=device))
 
 
+@pytest.mark.parametrize(("tokens", "width", "queries"), [*SIZES, (47, 3, 1), (13, 20, 2)])
+def test_cpu(tokens, width, queries):
+    check("cpu", arguments(tokens, width, queries))
+
+
 def test_stock_in_float64(device):
     given = arguments(21, 20, 2, device=device)
     weights = (torch.randn(2, 2, 60, device=device), torch.randn(2, 21, device=device))
@@ -71,7 +76,7 @@ def test_gradcheck(queries):
         assert torch.autograd.gradcheck(cls_attention, tuple(given.values()))
 
 
-@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
+@pytest.mark.parametrize("version", checks.VERSIONS)
 @pytest.mark.parametrize("picked", [0, 1])
 @pytest.mark.parametrize("tokens", [29, 300])
 def test_a_loss_of_one_result(version, picked, tokens, device):
@@ -85,7 +90,7 @@ def test_a_loss_of_one_result(version, picked, tokens, device):
         torch.testing.assert_close(got[name].double(), value, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
+@pytest.mark.parametrize("version", checks.VERSIONS)
 def test_non_contiguous_and_scale(version, device):
     """Queries and keys as they lie in packed qkv, and with elements apart."""
     qkv = torch.randn(2, 31, 3, 2, 16, dtype=torch.float64, device=device)
@@ -109,7 +114,7 @@ def test_repeats_bit_for_bit(tokens, device):
 def test_any_backward_continues_any_forward(tokens, device):
     q, kv = checks.cast(arguments(tokens, queries=2, device=device), torch.float32).values()
     grad, grad_row = torch.randn(2, 2, 48, device=device), torch.randn(2, tokens, device=device)
-    versions = {v: dispatch.load("cls_attention", v) for v in ("reference", "stock", "triton")}
+    versions = {v: dispatch.load("cls_attention", v) for v in checks.VERSIONS}
     kept = {v: module.forward(q, kv, 0.25) for v, module in versions.items()}
     want = versions["reference"].backward(grad, grad_row, q, kv, kept["reference"][2], 0.25)
     for module in versions.values():
@@ -118,17 +123,18 @@ def test_any_backward_continues_any_forward(tokens, device):
                 torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-5)
 
 
-def test_large_scores_do_not_overflow(device):
+@pytest.mark.parametrize("version", checks.VERSIONS)
+def test_large_scores_do_not_overflow(version, device):
     given = arguments(300, 16, heads=1, device=device)
     given["q"] *= 1000
-    with dispatch.forced("triton"):
+    with dispatch.forced(version):
         out, row = cls_attention(**checks.cast(given, torch.float32))
     assert out.isfinite().all()
     torch.testing.assert_close(row.sum(1), torch.ones(2, device=device))
 
 
 def test_empty_batch(device):
-    for version in ("reference", "stock", "triton"):
+    for version in checks.VERSIONS:
         with dispatch.forced(version):
             out, row = cls_attention(torch.randn(0, 1, 2, 16, device=device), torch.randn(0, 5, 2, 2, 16, device=device))
         assert (out.shape, row.shape) == ((0, 1, 32), (0, 5))

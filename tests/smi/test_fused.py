@@ -75,6 +75,22 @@ def test_static_memory_gives_the_same_every_time(variant, family):
         torch.testing.assert_close(look.attention, want.attention, rtol=1e-5, atol=1e-6)
 
 
+def test_memory_follows_the_images_the_shape_and_the_engine(variant, family):
+    """What was recorded for one shape, batch or engine is never replayed for another."""
+    vit, images, index, pull = problem(variant)
+    engines, memory = [Fused(vit, "float32"), Fused(vit, "float32", recompute=True)], Buffers()
+    draws = torch.Generator().manual_seed(5)
+    for count, active in ((len(images), index.shape[1]), (1, 2), (len(images), 2), (len(images), index.shape[1])):
+        for fused in engines:
+            some = torch.randn(images[:count].shape, generator=draws)
+            want, _, saved = fused.forward(some, index[:count, :active], AUGMENTATION)
+            grad = fused.backward(saved, pull[:count])
+            for _ in range(2):
+                got, _, saved = fused.forward(some, index[:count, :active], AUGMENTATION, memory)
+                assert torch.equal(got.logits, want.logits)
+                assert torch.equal(fused.backward(saved, pull[:count]), grad)
+
+
 def test_activations_computed_again_give_the_same_gradients(variant, family):
     vit, images, index, pull = problem(variant)
     keeping, again, memory = Fused(vit, "float32"), Fused(vit, "float32", recompute=True), Buffers()
@@ -102,7 +118,8 @@ def test_patches_with_their_cells_give_the_logits_of_the_reference(variant, acti
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_what_is_kept_is_what_is_promised(recompute):
-    """3d + 4d + 2d elements per token and block, the 4d unless they are computed again, and a few numbers per row."""
+    """3d + 4d + 2d elements per token and block, the 4d unless they are computed again, and a few numbers per row; of the last block 3d, and little
+    for its one token."""
     vit, images, index, _ = problem(small_vit(depth=4, embed_dim=48))
     fused = Fused(vit, "float32", recompute)
     if fused.family is frozen:
@@ -110,7 +127,8 @@ def test_what_is_kept_is_what_is_promised(recompute):
     _, _, saved = fused.forward(images, index)
     tokens, d, blocks = 3 * 17, 48, 3
     per_row = 4 + 3  # mean and 1 / deviation of two norms, one number per head
-    last = tokens * (d + 2)
+    heads, batch = 3, 3
+    last = tokens * (3 * d + 2 + heads) + batch * (6 * d + 2)
     assert saved.bytes() == 4 * (tokens * blocks * ((5 if recompute else 9) * d + per_row) + last)
 
 

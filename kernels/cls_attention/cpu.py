@@ -1,0 +1,81 @@
+"""cls_attention on the CPU in C++ (csrc/cpu/cls_attention.cpp), float32."""
+
+import ctypes
+
+import torch
+from smi.csrc import host
+from torch import Tensor
+
+from ..recording import call, dense
+
+
+class Params(ctypes.Structure):
+    """As in csrc/cpu/cls_attention.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("q", "kv")),
+        ("stride", ctypes.c_int64 * 4),
+        *((name, ctypes.c_void_p) for name in ("out", "row", "weights", "grad", "grad_row", "dq", "dkv")),
+        *((name, ctypes.c_int64) for name in ("batch", "queries", "tokens", "heads", "width")),
+        ("scale", ctypes.c_float),
+    ]
+
+
+class Tokens(ctypes.Structure):
+    """As in csrc/cpu/cls_attention.cpp."""
+
+    _fields_ = [*((name, ctypes.c_void_p) for name in ("from", "to")), *((name, ctypes.c_int64) for name in ("batch", "tokens", "few", "width"))]
+
+
+def unavailable() -> str | None:
+    return host.why_not()
+
+
+def unsupported(function: str, *args) -> str | None:
+    if any(arg.dtype != torch.float32 for arg in args if isinstance(arg, Tensor)):
+        return "it takes float32 alone"
+    return unavailable()
+
+
+def forward(q: Tensor, kv: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """out, row, weights as in op.py."""
+    batch, queries, heads, width = q.shape
+    tokens = kv.shape[1]
+    out, row, weights = q.new_empty(batch, queries, heads * width), q.new_empty(batch, tokens), q.new_empty(batch, heads, queries, tokens)
+    _run("forward", q, kv, scale, out=out, row=row, weights=weights)
+    return out, row, weights
+
+
+def backward(
+    grad: Tensor | None, grad_row: Tensor | None, q: Tensor, kv: Tensor, weights: Tensor, scale: float, dkv: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of q and kv, contiguous, the second in dkv where that is given; grad or grad_row is None where the loss does not use it."""
+    dq, dkv = torch.empty(q.shape, dtype=q.dtype), torch.empty(kv.shape, dtype=kv.dtype) if dkv is None else dkv
+    grad, grad_row = (None if x is None else dense(x) for x in (grad, grad_row))
+    _run("backward", q, kv, scale, weights=dense(weights), grad=grad, grad_row=grad_row, dq=dq, dkv=dkv)
+    return dq, dkv
+
+
+def _run(function: str, q: Tensor, kv: Tensor, scale: float, **tensors: Tensor | None) -> None:
+    q, kv = dense(q), kv if kv.stride(-1) == 1 else dense(kv)
+    (batch, queries, heads, width), count = q.shape, kv.shape[1]
+    at = {name: x.data_ptr() for name, x in {"q": q, "kv": kv, **tensors}.items() if x is not None}
+    params = Params(stride=kv.stride()[:4], batch=batch, queries=queries, tokens=count, heads=heads, width=width, scale=scale, **at)
+    call(f"smi_cls_attention_{function}", params, q, kv, *tensors.values(), cost=8.0 * q.numel() * count)
+
+
+def take_tokens(x: Tensor, count: int) -> Tensor:
+    """The first tokens [B, count, d] of x [B, T, d], contiguous."""
+    found = x.new_empty(x.shape[0], count, x.shape[2])
+    _move("take", x, found, x, count)
+    return found
+
+
+def add_tokens(x: Tensor, few: Tensor) -> None:
+    """Add few [B, count, d] to the first tokens of x [B, T, d], in place; both contiguous."""
+    _move("add", few, x, x, few.shape[1])
+
+
+def _move(how: str, source: Tensor, target: Tensor, x: Tensor, count: int) -> None:
+    params = Tokens(source.data_ptr(), target.data_ptr(), x.shape[0], x.shape[1], count, x.shape[2])
+    call(f"smi_{how}_tokens", params, source, target, cost=float(x.shape[0] * count * x.shape[2]))
