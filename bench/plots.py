@@ -27,15 +27,17 @@ def plot_speedups(results, path: Path) -> Path | None:
         drawn = True
         schedules = {m: make_schedule(m.method, vit.num_patches, ITERATIONS, **m.options) for m in METHODS}
         dense = cost.image_flops(vit, schedules[METHODS[0]], cls_only=True)
-        for side in ("ours", "eager"):
+        for side, above in (("ours", 7), ("eager", -12)):  # points of the two may lie on one another
             points = {m: results.images_per_second(model, m, side) for m in METHODS}
             points = {m: value / base for m, value in points.items() if value}
             axis.plot([schedules[m].sparsity for m in points], list(points.values()), "o", color=SIDES[side], label=side)
             for m, value in points.items():
-                axis.annotate(m.title, (schedules[m].sparsity, value), textcoords="offset points", xytext=(6, -3), fontsize=7)
+                place = {"textcoords": "offset points", "xytext": (0, above), "ha": "center"}
+                axis.annotate(m.title, (schedules[m].sparsity, value), **place, fontsize=7, color=SIDES[side])
         predicted = [dense / cost.image_flops(vit, schedules[m], cls_only=True) for m in METHODS]
         axis.plot([schedules[m].sparsity for m in METHODS], predicted, "_", color="grey", markersize=14, label="FLOPs predict, over dense")
         axis.set(title=TITLES[model], xlabel="sparsity", ylabel="images per second over dense eager", yscale="log", xlim=(-0.05, 1.05))
+        axis.margins(y=0.12)  # room for the labels
         ticks(axis.yaxis, (1, 2, 5, 10, 20, 50))
         axis.legend(fontsize=8)
     return save(figure, path) if drawn else None
