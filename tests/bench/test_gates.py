@@ -88,7 +88,16 @@ def test_a_regression_needs_the_threshold_and_disjoint_bands():
     assert not gates.slower(Quantiles(0.5, 0.6, 0.7), Quantiles(0.9, 1.0, 1.1))
 
 
-def test_a_planted_slowdown_takes_processor_time():
+@pytest.fixture
+def one_thread():
+    """As the gate measures: a waiting second thread takes processor time as well."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_a_planted_slowdown_takes_processor_time(one_thread):
     """On the real clock: the ratio falls to about 1/1.5."""
     a = torch.randn(256, 256)
     runs = (lambda: a @ a), (lambda: (a @ a, a @ a, a @ a))
