@@ -1,6 +1,7 @@
 """Whether the engines make the same images: whole runs on the embedded teacher by the reference in float32 and float64, and by the fused engine.
 
-    python -m bench.agreement                  SMI and PRI v = 4, three seeds; appends to bench/results/<device>.jsonl
+    python -m bench.agreement                  SMI and PRI v = 4, three seeds; appends to bench/results/<device>.jsonl, each method when it is done
+    python -m bench.agreement --methods "pri v=4" --images 252
 
 Optimisation of noise amplifies rounding, so runs drift apart however small the difference: the reference in float64 beside the reference in float32
 shows how far rounding alone carries. Final losses and agreement are means over trajectories, seeds and the last tenth of the iterations.
@@ -55,23 +56,32 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=56)
     parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     given = parser.parse_args()
-    teacher, rows = load_model("digits"), []
-    for name, method in METHODS.items():
-        runs = {
-            side: [one(teacher, method, options, given.iterations, given.images, seed) for seed in range(given.seeds)]
-            for side, options in SIDES.items()
-        }
-        for side, made in runs.items():
-            patches = statistics.fmean(shared(a, b) for (a, _, _), (b, _, _) in zip(runs[BASE], made, strict=True))
-            loss, recognised = (statistics.fmean(run[i] for run in made) for i in (1, 2))
-            rows.append({"method": name, "side": side, "same_patches": patches, "loss": loss, "agreement": recognised, "seeds": given.seeds})
-            print(f"{name} {side}: patches {patches:.1%}, loss {loss:.3f}, agreement {recognised:.1%}", flush=True)
+    teacher, cells = load_model("digits"), []
     under = conditions("digits", given.iterations, given.images, given.seeds)
-    append(results_file(under["device"]["name"]), [{"kind": "agreement", **row, **under} for row in rows])
-    cells = [(r["method"], r["side"], f"{r['same_patches']:.1%}", f"{r['loss']:.3f}", f"{r['agreement']:.1%}") for r in rows]
+    for name in given.methods:
+        rows = compare(teacher, name, given)
+        append(results_file(under["device"]["name"]), [{"kind": "agreement", **row, **under} for row in rows])
+        cells += [(r["method"], r["side"], f"{r['same_patches']:.1%}", f"{r['loss']:.3f}", f"{r['agreement']:.1%}") for r in rows]
     title = f"embedded teacher, {given.images} images, {given.iterations} iterations, {given.seeds} seeds; patches as by {BASE}"
     print_table(title, ("method", "engine", "same patches", "final loss", "agreement"), cells)
+
+
+def compare(teacher: nn.Module, name: str, given: argparse.Namespace) -> list[dict]:
+    """A row for each engine."""
+    runs: dict[str, list] = {side: [] for side in SIDES}
+    for side, options in SIDES.items():
+        for seed in range(given.seeds):
+            runs[side].append(one(teacher, METHODS[name], options, given.iterations, given.images, seed))
+            _, loss, recognised = runs[side][-1]
+            print(f"{name} {side}, seed {seed}: loss {loss:.3f}, agreement {recognised:.1%}", flush=True)
+    rows = []
+    for side, made in runs.items():
+        patches = statistics.fmean(shared(a, b) for (a, _, _), (b, _, _) in zip(runs[BASE], made, strict=True))
+        loss, recognised = (statistics.fmean(run[i] for run in made) for i in (1, 2))
+        rows.append({"method": name, "side": side, "same_patches": patches, "loss": loss, "agreement": recognised, "seeds": given.seeds})
+    return rows
 
 
 if __name__ == "__main__":
