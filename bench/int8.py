@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from smi.kernels.comparison import relative_error
 from torch import Tensor, nn
 
 from smi import datasets, invert
@@ -84,7 +85,7 @@ def quality(model: nn.Module, simulated: nn.Module, int8: nn.Module) -> dict:
     mine, theirs = logits["int8"], logits["simulated"]
     return {
         "agreement_with_simulation": (mine.argmax(1) == theirs.argmax(1)).double().mean().item(),
-        "distance_from_simulation": ((mine - theirs).norm() / theirs.norm()).item(),
+        "distance_from_simulation": relative_error(mine, theirs),
         **{f"accuracy_{side}": (found.argmax(1) == labels).double().mean().item() for side, found in logits.items()},
     }
 

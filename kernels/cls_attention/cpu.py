@@ -50,7 +50,7 @@ def backward(
     grad: Tensor | None, grad_row: Tensor | None, q: Tensor, kv: Tensor, weights: Tensor, scale: float, dkv: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of q and kv, contiguous, the second in dkv where that is given; grad or grad_row is None where the loss does not use it."""
-    dq, dkv = torch.empty(q.shape, dtype=q.dtype), torch.empty(kv.shape, dtype=kv.dtype) if dkv is None else dkv
+    dq, dkv = q.new_empty(q.shape), kv.new_empty(kv.shape) if dkv is None else dkv
     grad, grad_row = (None if x is None else dense(x) for x in (grad, grad_row))
     _run("backward", q, kv, scale, weights=dense(weights), grad=grad, grad_row=grad_row, dq=dq, dkv=dkv)
     return dq, dkv

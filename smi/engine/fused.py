@@ -73,8 +73,7 @@ class BlockSaved(NamedTuple):
 
     x: Tensor
     norm1: list[Tensor]  # mean and 1 / standard deviation
-    qkv: Tensor
-    attended: Tensor  # qkv as attention read it
+    attended: Tensor  # packed qkv [B, T, 3, H, D], as attention read it
     heads: list[tuple]  # of the norms of queries and keys
     out: Tensor | None  # attention's output, for a version whose backward reads it
     lse: Tensor
@@ -250,7 +249,7 @@ class Fused:
             a, bend = block.fc1.forward_activation(y, vit.activation, keep_bend, bend, memory("a", batch, tokens, hidden))
             bend = bend if keep_bend else None
             if keep or block is self.blocks[-1]:
-                saved = BlockSaved(x, norm1, qkv, attended, heads, out if keeps_output else None, lse, mid, norm2, bend)
+                saved = BlockSaved(x, norm1, attended, heads, out if keeps_output else None, lse, mid, norm2, bend)
                 trunk.blocks.append(saved)
             x = block.fc2.forward_residual(a, mid, memory("x next" + i, *shape))
         trunk.read = x
@@ -302,7 +301,7 @@ class Fused:
             grad_y = block.fc1.backward(grad_h, memory("grad y", *shape))
             grad = block.norm2.backward(grad_y, grad, kept.mid, *kept.norm2, memory("grad mid", *shape))
             grad_out = block.proj.backward(grad, memory("grad out", *shape[:2], kept.attended.shape[3] * kept.attended.shape[4]))
-            grad_qkv = self.family.Attention.backward(grad_out, kept.attended, kept.out, kept.lse, memory("grad qkv", *kept.qkv.shape))
+            grad_qkv = self.family.Attention.backward(grad_out, kept.attended, kept.out, kept.lse, memory("grad qkv", *kept.attended.shape))
             _backward_heads(grad_qkv, kept.heads)
             grad_y = block.qkv.backward(grad_qkv.flatten(2), memory("grad y", *shape))
             grad = block.norm1.backward(grad_y, grad, kept.x, *kept.norm1, memory("grad", *shape))

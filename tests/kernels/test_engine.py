@@ -2,14 +2,11 @@
 
 import pytest
 import torch
+from smi.kernels.comparison import relative_error
 
 from smi.engine import Fused
 from smi.models import describe
 from tests.conftest import small_vit
-
-
-def relative(found, truth):
-    return ((found - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -30,4 +27,4 @@ def test_triton_carries_a_whole_pass(recompute, monkeypatch, device):
     monkeypatch.setenv("SMI_BACKEND", "triton")
     fused, *found = run(device)
     assert set(fused.describe()["versions"].values()) == {"triton"}
-    assert all(relative(a, b) < 1e-5 for a, b in zip(found, want, strict=True))
+    assert all(relative_error(a, b) < 1e-5 for a, b in zip(found, want, strict=True))

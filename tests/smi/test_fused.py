@@ -3,6 +3,7 @@
 import pytest
 import torch
 from smi.kernels import frozen, packed
+from smi.kernels.comparison import relative_error as relative
 
 import smi
 from smi import engine
@@ -40,10 +41,6 @@ def by_reference(vit, images, index, augmentation, pull, dtype=torch.float64):
     output = engine.forward(vit.to("cpu", dtype), pixels, index, augmentation)
     (grad,) = torch.autograd.grad(output.logits, pixels, pull.to(dtype))
     return output, grad
-
-
-def relative(out, truth):
-    return ((out.double() - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.parametrize("active", [None, 5, 1])
