@@ -4,25 +4,30 @@
     python -m bench.cpu_attention --tokens 29 197 577      other sequences
     python -m bench.cpu_attention --threads 1 2
 
-The two sides alternate in one run; each time is a median, with the smallest beside it: on a machine that does other work the ratio of the smallest is
-the steadier one. `sdpa in float32` is what a caller gets who converts to float32 around PyTorch's own attention. `ours` is the public operation with
-its registration, autograd and fresh memory; `ours, raw` is what the engine calls: the raw functions, into memory that stays.
+The sides take turns in one run, some calls a turn after WARM that are not counted: what follows ten milliseconds of others finds every cache cold.
+Each time is a median over turns, with the smallest beside it: on a machine that does other work the ratio of the smallest is the steadier one. `sdpa
+in float32` is what a caller gets who converts to float32 around PyTorch's own attention. `ours` is the public operation, with autograd and fresh
+memory; `kernels` what it calls in C++, alone and into memory that stays; `engine` what the engine calls, which keeps less and recomputes P.
 """
 
 import argparse
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from smi.csrc import host
 from smi.kernels import dispatch
 from smi.kernels.attention import attention, cpu
+from smi.kernels.recording import WHOLE
 from torch import Tensor
 
 from .table import print_table
 
 DTYPES = (torch.bfloat16, torch.float32)
+WARM = 3
 
 
 def stock(qkv: Tensor) -> Tensor:
@@ -39,7 +44,23 @@ def step(function: Callable, qkv: Tensor, grad: Tensor) -> Callable:
     return lambda: torch.autograd.grad(function(leaf), leaf, grad)
 
 
-def raw_step(qkv: Tensor, grad: Tensor) -> Callable:
+def kernels_step(qkv: Tensor, grad: Tensor) -> Callable:
+    batch, n, _, heads, width = qkv.shape
+    shares = n <= min(width, 80)  # as csrc/cpu/attention.h chooses
+    kept = qkv.new_empty(batch * heads * n * (-(-n // 32) * 32)) if shares else torch.empty(batch, heads, n)
+    tensors = {"out": torch.empty_like(grad), "grad": grad, "dqkv": torch.empty_like(qkv), "shares" if shares else "lse": kept}
+    sizes = {"batch": batch, "rows": n, "n": n, "heads": heads, "width": width, "scale": width**-0.5}
+    params = cpu.Params(qkv=qkv.data_ptr(), stride=qkv.stride()[:4], **{name: x.data_ptr() for name, x in tensors.items()}, **sizes)
+    functions = [getattr(host.library(), f"smi_attention_{function}_{cpu.DTYPES[qkv.dtype]}") for function in ("forward", "backward")]
+
+    def run(tensors: dict = tensors) -> None:  # they live as long as the function
+        for function in functions:
+            function(ctypes.byref(params), WHOLE)
+
+    return run
+
+
+def engine_step(qkv: Tensor, grad: Tensor) -> Callable:
     out, dqkv, scale = torch.empty_like(grad), torch.empty_like(qkv), qkv.shape[-1] ** -0.5
 
     def run() -> None:
@@ -49,37 +70,35 @@ def raw_step(qkv: Tensor, grad: Tensor) -> Callable:
     return run
 
 
-def alternate(sides: dict[str, Callable], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every round of every side, in turn, after two rounds of each that are not counted."""
-    for run in sides.values():
-        run(), run()
+def alternate(sides: dict[str, Callable], rounds: int, calls: int = 1) -> dict[str, list[float]]:
+    """Seconds a call in every turn of every side, `calls` calls a turn after WARM that are not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
+            for _ in range(WARM):
+                run()
             start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            for _ in range(calls):
+                run()
+            seconds[name].append((time.perf_counter() - start) / calls)
     return seconds
 
 
-def measure(batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype, threads: int, rounds: int) -> dict:
+def measure(batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype, threads: int, rounds: int, calls: int) -> dict:
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     qkv = torch.randn(batch, tokens, 3, heads, width).to(dtype)
     grad = torch.randn(batch, tokens, heads * width).to(dtype)
     sides = {"sdpa": step(stock, qkv, grad), "sdpa in float32": step(in_float32, qkv, grad)}
-    sides |= {"ours": step(attention, qkv, grad), "ours, raw": raw_step(qkv, grad)}
-    seconds = alternate(sides, rounds)
+    sides |= {"ours": step(attention, qkv, grad), "kernels": kernels_step(qkv, grad), "engine": engine_step(qkv, grad)}
+    seconds = alternate(sides, rounds, calls)
     middle, least = ({name: f(values) * 1e3 for name, values in seconds.items()} for f in (statistics.median, min))
     return {
         "tokens": tokens,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": threads,
         **{f"{name} ms": f"{middle[name]:.2f} ({least[name]:.2f})" for name in sides},
-        "ratio": f"{middle['sdpa'] / middle['ours']:.2f}",
-        "of smallest": f"{least['sdpa'] / least['ours']:.2f}",
-        "raw": f"{middle['sdpa'] / middle['ours, raw']:.2f}",
-        "raw, smallest": f"{least['sdpa'] / least['ours, raw']:.2f}",
+        **{f"{name} x": f"{middle['sdpa'] / middle[name]:.2f} ({least['sdpa'] / least[name]:.2f})" for name in ("ours", "kernels", "engine")},
     }
 
 
@@ -90,16 +109,18 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=20, help="turns of each side")
+    parser.add_argument("--calls", type=int, default=30, help="calls a turn")
     args = parser.parse_args()
     with dispatch.forced("cpu"), torch.autograd.set_multithreading_enabled(False):
         rows = [
-            measure(args.batch, tokens, args.heads, args.width, dtype, threads, args.rounds)
+            measure(args.batch, tokens, args.heads, args.width, dtype, threads, args.rounds, args.calls)
             for tokens in args.tokens
             for dtype in DTYPES
             for threads in args.threads
         ]
-    title = f"batch {args.batch}, {args.heads} heads of {args.width}: medians, smallest in brackets; {torch.backends.cpu.get_cpu_capability()}"
+    title = f"batch {args.batch}, {args.heads} heads of {args.width}; {torch.backends.cpu.get_cpu_capability()}"
+    title += f"; medians of {args.rounds} turns of {args.calls} calls, smallest in brackets; x: times as fast as sdpa"
     print_table(title, list(rows[0]), [list(row.values()) for row in rows])
 
 

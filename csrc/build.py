@@ -20,7 +20,7 @@ NAME = "smi.csrc._C"
 ARCHITECTURES = "8.0+PTX;9.0a"  # PTX: later GPUs compile it when they load it
 OLDEST_TORCH = (2, 11)
 OLDEST_NVCC = (12, 0)
-SHIPPED = ["*.cpp", "*.cu", "*.cuh", "*.h", "README.md", "emulate/*", "cpu/*"]  # package data: what a build on first use needs
+SHIPPED = ["*.cpp", "*.cu", "*.cuh", "*.h", "README.md", "emulate/*", "cpu/*", "autograd/*"]  # package data: what a build on first use needs
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 

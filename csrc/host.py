@@ -1,5 +1,8 @@
-"""Builds the C++ of `cpu/` for this very processor, on first use, into the user's cache, and loads it. It sees no header of torch: threads are taken
-from torch by a function pointer of its stable C interface, tensors are passed as addresses."""
+"""Builds C++ for the CPU on first use, into the user's cache, and loads it.
+
+`cpu/` is all arithmetic, for this very processor. It sees no header of torch: threads are taken from torch by a function pointer of its stable C
+interface, tensors are passed as addresses. `autograd/` is operations of PyTorch whose gradient is C++ too, for this very torch, and calls `cpu/`.
+"""
 
 import ctypes
 import hashlib
@@ -9,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +20,8 @@ from .build import run, torch_folder
 
 FOLDER = Path(__file__).parent / "cpu"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fvisibility=default"]
+AUTOGRAD_FOLDER = FOLDER.parent / "autograd"
+AUTOGRAD_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared"]  # most of its time is spent on the headers
 
 
 class BuildFailed(ImportError):
@@ -41,18 +47,56 @@ def why_not() -> str | None:
 @cache
 def library() -> ctypes.CDLL:
     """The compiled functions. Raises BuildFailed where they cannot be had."""
+    return _load(_build_library)
+
+
+def _build_library(compiler: str) -> ctypes.CDLL:
+    native = subprocess.run([compiler, _architecture(), "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout  # what `native` means
+    flags = [*FLAGS, _architecture()]
+    loaded = _built(compiler, "smi_cpu.so", flags, sorted(FOLDER.glob("*.*")), native, "the CPU kernels for this processor, once (about 10 seconds)")
+    loaded.smi_use_threads(_torch().torch_parallel_for)
+    return loaded
+
+
+@cache
+def operation(name: str) -> Callable | None:
+    """An operation of `autograd/`; None where it cannot be built, which is also printed once."""
+    try:
+        _autograd()
+    except BuildFailed as error:
+        print(f"smi: {error}; Python's autograd runs instead", file=sys.stderr)
+        return None
+    import torch
+
+    return getattr(torch.ops.smi, name).default
+
+
+@cache
+def _autograd() -> ctypes.CDLL:
+    return _load(_build_autograd)
+
+
+def _build_autograd(compiler: str) -> ctypes.CDLL:
+    import torch
+
+    include, flags = torch_folder() / "include", [*AUTOGRAD_FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}"]
+    flags += ["-I", str(include), "-I", str(include / "torch/csrc/api/include"), "-L", str(torch_folder() / "lib"), "-ltorch_cpu", "-lc10"]
+    sources = [*sorted(AUTOGRAD_FOLDER.glob("*.*")), *sorted(FOLDER.glob("*.h"))]
+    words = torch.__version__.encode()
+    loaded = _built(compiler, "smi_autograd.so", flags, sources, words, "CPU operations for this torch, once (about 25 seconds)")
+    functions = [getattr(library(), f"smi_attention_{f}_{dtype}") for f in ("forward", "backward") for dtype in ("float32", "bfloat16", "float16")]
+    loaded.smi_use_attention((ctypes.c_void_p * len(functions))(*(ctypes.cast(f, ctypes.c_void_p) for f in functions)))
+    return loaded
+
+
+def _load(build: Callable[[str], ctypes.CDLL]) -> ctypes.CDLL:
     found = compiler()
     if found is None:
         raise BuildFailed("the C++ kernels for the CPU need g++ or clang++, and neither is on the PATH")
     try:
-        target = _cached(found)
-        if not target.exists():
-            _compile(found, target)
-        loaded = ctypes.CDLL(str(target))
-        loaded.smi_use_threads(_torch().torch_parallel_for)
+        return build(found)
     except (OSError, RuntimeError, AttributeError) as error:
         raise BuildFailed(f"the C++ kernels for the CPU cannot be built here: {str(error)[-500:]}") from error
-    return loaded
 
 
 def _torch() -> ctypes.CDLL:
@@ -66,20 +110,18 @@ def _architecture() -> str:
     return "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
 
 
-def _cached(found: str) -> Path:
-    """Where the library is kept: its name changes with the sources, the compiler, and the processor that `native` means."""
-    native = subprocess.run([found, _architecture(), "-dM", "-E", "-x", "c++", os.devnull], capture_output=True)
-    words = hashlib.sha256(native.stdout + repr(FLAGS).encode())
-    for source in sorted(FOLDER.glob("*.*")):
-        words.update(source.read_bytes())
+def _built(compiler: str, name: str, flags: list[str], sources: list[Path], words: bytes, what: str) -> ctypes.CDLL:
+    """The library that `sources` give, compiled if the cache does not hold it: its folder is named by sources, flags and `words`."""
+    state = hashlib.sha256(words + repr(flags).encode())
+    for source in sources:
+        state.update(source.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "smi" / "csrc" / words.hexdigest()[:16] / "smi_cpu.so"
-
-
-def _compile(found: str, target: Path) -> None:
-    print("smi: compiling the CPU kernels for this processor, once (about 10 seconds)", file=sys.stderr)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        run([found, *FLAGS, _architecture(), *map(str, sorted(FOLDER.glob("*.cpp"))), "-o", str(made)])
-        os.replace(made, target)
+    target = cache / "smi" / "csrc" / state.hexdigest()[:16] / name
+    if not target.exists():
+        print(f"smi: compiling {what}", file=sys.stderr)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            made = Path(folder) / name
+            run([compiler, *(str(source) for source in sources if source.suffix == ".cpp"), *flags, "-o", str(made)])
+            os.replace(made, target)
+    return ctypes.CDLL(str(target))

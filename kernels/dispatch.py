@@ -26,6 +26,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 OPERATIONS = ("patch_embed", "attention", "cls_attention", "layer_norm", "linear_gelu", "linear_residual", "image_step")
 VERSIONS = ("reference", "stock", "cpu", "triton", "cuda")
@@ -34,6 +36,7 @@ MODULES = {"stock": "stock", "cpu": "cpu", "triton": "kernel", "cuda": "cuda"}
 ON_CPU = ("cpu", "stock", "reference")  # in order of preference
 ON_GPU_UNVERIFIED = ("stock", "reference")
 NEEDS_VERDICT = ("cuda", "triton")
+PLAIN = (Tensor, torch.nn.Parameter)
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _references: dict[str, dict[str, Callable]] = {}  # operation -> raw function name -> reference version, filled by registration
@@ -92,9 +95,13 @@ def set_reference(operation: str, function: str, reference: Callable) -> None:
     _references.setdefault(operation, {})[function] = reference
 
 
+def first_tensor(args: tuple) -> Tensor:
+    return args[0] if isinstance(args[0], Tensor) else next(arg for arg in args if isinstance(arg, Tensor))
+
+
 def why_not(operation: str, version: str, function: str, args: tuple) -> str | None:
     """Why this version cannot run raw `function` on `args`; None if it can. A version's own limits are its `unsupported(function, *args)`."""
-    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    tensor = first_tensor(args)
     if version != "reference":
         reason = _why_not_on(version, tensor.device.type, tensor.dtype)
         if reason:
@@ -130,7 +137,7 @@ def resolve(operation: str, function: str, *args) -> str:
         if reason:
             raise BackendUnavailable(f"{operation} was asked to run in {asked} but cannot: {reason}")
         return version
-    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    tensor = first_tensor(args)
     if tensor.device.type == "cuda":
         candidates = [v for v in NEEDS_VERDICT if exists(operation, v) and not why_not(operation, v, function, args)]
         if candidates:
@@ -147,7 +154,7 @@ def resolve(operation: str, function: str, *args) -> str:
 def deciding_dtype(operation: str, function: str, args: tuple) -> torch.dtype:
     """The dtype whose measurement decides for `args`: what op.py's `deciding_dtype` says, or that of the first tensor."""
     decide = getattr(import_module(f"smi.kernels.{operation}.op"), "deciding_dtype", None)
-    return decide(function, *args) if decide else next(arg for arg in args if isinstance(arg, Tensor)).dtype
+    return decide(function, *args) if decide else first_tensor(args).dtype
 
 
 def size_class(operation: str, function: str, args: tuple) -> str:
@@ -158,12 +165,29 @@ def size_class(operation: str, function: str, args: tuple) -> str:
 
 def call(operation: str, function: str, *args):
     """Run a raw function in the version that `resolve` names, on the device of its first tensor."""
-    tensor = next(arg for arg in args if isinstance(arg, Tensor))
+    tensor = first_tensor(args)
     raw = getattr(load(operation, resolve(operation, function, *args)), function)
     if tensor.device.type != "cuda":
         return raw(*args)
     with torch.cuda.device(tensor.device):  # Triton launches on the current one
         return raw(*args)
+
+
+def differentiable(operation: str, *args) -> Callable | None:
+    """What runs the forward on `args`, and its backward later, in place of the registered operation: where `resolve` says cpu, that version has such
+    a function, and nobody watches or transforms operations. On small tensors Python's part of a registered operation costs as much as the work."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    wanted = False
+    for arg in args:
+        if isinstance(arg, Tensor):
+            if type(arg) not in PLAIN or not arg.is_cpu:
+                return None
+            wanted = wanted or arg.requires_grad
+    if not wanted or _get_current_dispatch_mode() or peek_interpreter_stack() or (_forced.get() or backend()) not in ("auto", "cpu"):
+        return None
+    version = load(operation, "cpu")
+    return None if version.unsupported("forward", *args) else version.differentiable()
 
 
 class Availability(NamedTuple):

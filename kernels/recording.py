@@ -14,7 +14,6 @@ from torch import Tensor
 UNEVEN = 1.1  # most that the busiest thread may have, in mean shares: as much as was won by not waiting after each operation
 
 Result = TypeVar("Result")
-_thread = local()
 
 
 class Part(ctypes.Structure):
@@ -54,10 +53,17 @@ class Recording:
         host.library().smi_run_recording(self.calls, *sizes, ctypes.c_double(self.cost / max(self.images, 1)))
 
 
+class _Thread(local):
+    recording: Recording | None = None
+
+
+_thread = _Thread()
+
+
 def recorded(layers: Callable[[], Result], images: int, tokens: int) -> tuple[Result, Recording]:
     """What `layers` returns, to be filled by the recording of the calls that it would have made. It must do nothing but such calls, each of which
     treats every image apart: an operation of PyTorch in it would read what is not there yet."""
-    before, found = _current(), Recording(images, tokens)
+    before, found = _thread.recording, Recording(images, tokens)
     _thread.recording = found
     try:
         return layers(), found
@@ -67,7 +73,7 @@ def recorded(layers: Callable[[], Result], images: int, tokens: int) -> tuple[Re
 
 def call(name: str, params: ctypes.Structure, *tensors: Tensor | None, cost: float) -> None:
     """Call a function of the library on all images, now or in its turn. tensors: those that params names; cost: operations of arithmetic."""
-    function, recording = getattr(host.library(), name), _current()
+    function, recording = getattr(host.library(), name), _thread.recording
     if recording is None:
         function(ctypes.byref(params), WHOLE)
         return
@@ -77,10 +83,8 @@ def call(name: str, params: ctypes.Structure, *tensors: Tensor | None, cost: flo
 
 def dense(x: Tensor) -> Tensor:
     """x, contiguous. A recording cannot hold the copy that this may take, and says so."""
-    if not x.is_contiguous() and _current() is not None:
+    if x.is_contiguous():
+        return x
+    if _thread.recording is not None:
         raise RuntimeError(f"what is recorded must be contiguous, got shape {tuple(x.shape)} with strides {x.stride()}")
     return x.contiguous()
-
-
-def _current() -> Recording | None:
-    return getattr(_thread, "recording", None)

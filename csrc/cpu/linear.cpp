@@ -90,7 +90,7 @@ void linear(const Params& p, int64_t start, int64_t end) {  // rows from start u
           for (int64_t i = top; i < bottom; i += MR, c += MR * NR) {
             const int count = bottom - i < MR ? int(bottom - i) : MR;
             const Left a = {p.x + i * p.ldx + k, p.ldx, 1};
-            k == 0 ? rows<false>(count, a, b, NR, steps, c, NR) : rows<true>(count, a, b, NR, steps, c, NR);
+            k == 0 ? rows<false>(count, NR, steps, a, b, NR, c, NR) : rows<true>(count, NR, steps, a, b, NR, c, NR);
             if (k + deep >= p.k) {
               const int64_t column = panel * NR, left = p.n - column;
               left < NR ? finish<E, A, false>(p, i, count, column, int(left), c) : finish<E, A, true>(p, i, count, column, NR, c);

@@ -4,6 +4,9 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 #if defined(__AVX512F__)
 constexpr int V = 16;  // floats in a vector
@@ -57,13 +60,29 @@ inline void store(_Float16* p, vec x) {
 
 inline void store(float* p, vec x) { memcpy(p, &x, sizeof x); }
 
-inline void store(bfloat16* p, vec x) {  // to nearest, ties to even; NaN stays NaN
+inline uvec rounded(vec x) {  // to a bfloat16 in the lower half, to nearest, ties to even; for NaN with zeros below the upper half
   uvec u;
   memcpy(&u, &x, sizeof u);
-  uvec rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  hvec h = __builtin_convertvector(x == x ? rounded : uvec{} + 0x7fc0u, hvec);
+  return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+}
+
+inline void store(bfloat16* p, vec x) {  // NaN stays NaN
+  hvec h = __builtin_convertvector(x == x ? rounded(x) : uvec{} + 0x7fc0u, hvec);
   memcpy(p, &h, sizeof h);
 }
+
+// Two vectors, of bfloat16s only with such NaNs as come of bfloat16s and of arithmetic: with zeros below.
+template <class T>
+inline void store(T* p, vec left, vec right) {
+  store(p, left), store(p + V, right);
+}
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline void store(bfloat16* p, vec left, vec right) {
+  const __m256i packed = _mm256_packus_epi32(__m256i(rounded(left)), __m256i(rounded(right)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+#endif
 
 inline float to_float(float x) { return x; }
 inline float to_float(_Float16 x) { return float(x); }
@@ -101,6 +120,23 @@ inline vec exp(vec x) {
   bits += exponent << 23;
   memcpy(&p, &bits, sizeof p);
   return x < -87.33f ? vec{} : x == x ? p : x;  // NaN stays NaN
+}
+
+// 2^x to one unit in the last place, for x up to 127; 2^-126 below that. NaN stays NaN.
+inline vec exp2(vec x) {
+  const float shift = 12582912.f;  // as above
+  const vec bounded = x < -126.f ? broadcast(-126.f) : x, n = bounded + shift - shift, r = bounded - n;
+  vec p = 1.5345812e-4f * r + 1.3399931e-3f;
+  p = p * r + 9.6184890e-3f;
+  p = p * r + 5.5503288e-2f;
+  p = p * r + 2.4022647e-1f;
+  p = p * r + 6.9314721e-1f;
+  p = p * r + 1.f;
+  ivec bits;
+  memcpy(&bits, &p, sizeof p);
+  bits += __builtin_convertvector(n, ivec) << 23;
+  memcpy(&p, &bits, sizeof p);
+  return p;
 }
 
 inline float sum(vec x) {  // by halves

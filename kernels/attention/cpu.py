@@ -1,6 +1,7 @@
 """Attention on the CPU in C++ (csrc/cpu): a head at a time in a core's own cache, float32 arithmetic."""
 
 import ctypes
+from collections.abc import Callable
 
 import torch
 from smi.csrc import host
@@ -12,12 +13,12 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "
 
 
 class Params(ctypes.Structure):
-    """As in csrc/cpu/attention.cpp."""
+    """As in csrc/cpu/attention.h."""
 
     _fields_ = [
         ("qkv", ctypes.c_void_p),
         ("stride", ctypes.c_int64 * 4),
-        *((name, ctypes.c_void_p) for name in ("index", "lengths", "out", "lse", "grad", "dqkv")),
+        *((name, ctypes.c_void_p) for name in ("index", "lengths", "out", "lse", "shares", "grad", "dqkv")),
         *((name, ctypes.c_int64) for name in ("batch", "rows", "n", "heads", "width")),
         ("scale", ctypes.c_float),
     ]
@@ -25,6 +26,11 @@ class Params(ctypes.Structure):
 
 def unavailable() -> str | None:
     return host.why_not()
+
+
+def differentiable() -> Callable | None:
+    """The operation with its gradient in C++ (csrc/autograd/attention.cpp), for `dispatch.differentiable`; None where it cannot be built."""
+    return host.operation("attention_eager")
 
 
 def unsupported(function: str, *args) -> str | None:
@@ -67,9 +73,10 @@ def backward(
 
 def _run(function: str, qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float, n: int, **tensors: Tensor) -> None:
     qkv = qkv if qkv.stride(-1) == 1 else dense(qkv)
-    integers = {name: None if x is None else x.long().contiguous() for name, x in (("index", index), ("lengths", lengths))}
+    for name, integers in (("index", index), ("lengths", lengths)):
+        if integers is not None:
+            tensors[name] = integers.long().contiguous()
     batch, rows, _, heads, width = qkv.shape
-    at = {name: x.data_ptr() for name, x in {**tensors, **integers}.items() if x is not None}
+    at = {name: x.data_ptr() for name, x in tensors.items()}
     params = Params(qkv=qkv.data_ptr(), stride=qkv.stride()[:4], batch=batch, rows=rows, n=n, heads=heads, width=width, scale=scale, **at)
-    used = (qkv, *tensors.values(), *integers.values())
-    call(f"smi_attention_{function}_{DTYPES[qkv.dtype]}", params, *used, cost=8.0 * batch * heads * n * n * width)
+    call(f"smi_attention_{function}_{DTYPES[qkv.dtype]}", params, qkv, *tensors.values(), cost=8.0 * batch * heads * n * n * width)

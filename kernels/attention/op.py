@@ -1,11 +1,14 @@
 """attention: public function, registration, gradient."""
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
+from .. import dispatch
 from ..comparison import Example
 from ..precision import wide
-from ..registration import expect, gradients, register
+from ..registration import gradients, register
 from . import reference
 
 INTEGERS = (torch.int32, torch.int64)
@@ -21,19 +24,25 @@ def attention(qkv: Tensor, index: Tensor | None = None, lengths: Tensor | None =
     zero. Differentiable in qkv: rows that are not named, or past the length, get exact zeros. Values of index and lengths are not checked (that
     would wait for the device). Raises ValueError where shapes or dtypes do not fit.
     """
-    got = f"{qkv.dtype} {tuple(qkv.shape)}"
-    expect("attention", qkv.is_floating_point() and qkv.ndim == 5 and qkv.shape[2] == 3, f"qkv must be floating point [B, L, 3, H, D], got {got}")
-    batch, rows = qkv.shape[:2]
-    expect("attention", min(qkv.shape[1:]) > 0, f"qkv must have at least one token, head and element, got {got}")
-    if index is not None:
-        fits = index.dtype in INTEGERS and index.ndim == 2 and index.shape[0] == batch and 1 <= index.shape[1] <= rows
-        expect("attention", fits, f"index must be int32 or int64 [{batch}, n], 1 <= n <= {rows}, got {index.dtype} {tuple(index.shape)}")
-    if lengths is not None:
-        fits = lengths.dtype in INTEGERS and lengths.shape == (batch,)
-        expect("attention", fits, f"lengths must be int32 or int64 [{batch}], got {lengths.dtype} {tuple(lengths.shape)}")
+    if not (qkv.ndim == 5 and qkv.shape[2] == 3 and qkv.is_floating_point()):
+        _refuse(f"qkv must be floating point [B, L, 3, H, D], got {qkv.dtype} {tuple(qkv.shape)}")
+    batch, rows, _, heads, width = qkv.shape
+    if not (rows and heads and width):
+        _refuse(f"qkv must have at least one token, head and element, got {qkv.dtype} {tuple(qkv.shape)}")
+    if index is not None and not (index.dtype in INTEGERS and index.ndim == 2 and index.shape[0] == batch and 1 <= index.shape[1] <= rows):
+        _refuse(f"index must be int32 or int64 [{batch}, n], 1 <= n <= {rows}, got {index.dtype} {tuple(index.shape)}")
+    if lengths is not None and not (lengths.dtype in INTEGERS and lengths.shape == (batch,)):
+        _refuse(f"lengths must be int32 or int64 [{batch}], got {lengths.dtype} {tuple(lengths.shape)}")
     for name, tensor in (("index", index), ("lengths", lengths)):
-        expect("attention", tensor is None or tensor.device == qkv.device, f"{name} must be on {qkv.device}, like qkv")
-    return _forward(qkv, index, lengths, qkv.shape[-1] ** -0.5 if scale is None else float(scale))[0]
+        if tensor is not None and tensor.device != qkv.device:
+            _refuse(f"{name} must be on {qkv.device}, like qkv")
+    args = (qkv, index, lengths, width**-0.5 if scale is None else float(scale))
+    direct = dispatch.differentiable("attention", *args)
+    return direct(*args) if direct else _forward(*args)[0]
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"attention: {message}")
 
 
 def _forward_fake(qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:

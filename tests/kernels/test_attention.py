@@ -1,11 +1,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from smi.csrc import host
 from smi.kernels import dispatch
 from smi.kernels.attention import attention, stock
 from smi.kernels.attention.op import SIZES, example, size_class
 from smi.kernels.attention.reference import attention as definition
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kernels import checks
 
@@ -275,3 +278,110 @@ def test_nan_in_a_query_is_seen():
         out = attention(given["qkv"])
     assert out[0, 4].isnan().all()
     assert not out[0, :4].isnan().any()
+
+
+def eager(given):
+    return dispatch.differentiable("attention", given["qkv"].requires_grad_(), given["index"], given["lengths"], 0.25)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """The registered operation even where the CPU's own would run."""
+    monkeypatch.setattr(dispatch, "differentiable", lambda *args: None)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "width"), [(1, 16), (47, 64), (80, 128), (81, 128), (99, 32)])
+def test_cpu_through_the_registered_operation(n, width, dtype, registered):
+    check("cpu", arguments(n, width, ("index", "lengths")), dtype)
+
+
+@pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")
+class TestEager:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("options", OPTIONS)
+    @pytest.mark.parametrize(("n", "width"), [(16, 16), (17, 16), (47, 64), (72, 72), (80, 128), (81, 128)])
+    def test_shares_or_lse_are_kept_without_a_difference(self, n, width, options, dtype):
+        """Shares up to as many tokens as a head has elements, at most 80; lse beyond."""
+        check("cpu", arguments(n, width, options), dtype)
+
+    def test_it_is_what_runs(self):
+        given = checks.cast(arguments(9), torch.float32)
+        assert eager(given) is torch.ops.smi.attention_eager.default
+        assert "Attention" in attention(given["qkv"]).grad_fn.name()
+        with torch.no_grad():
+            assert eager(given) is None
+
+    @pytest.mark.parametrize("version", ["reference", "stock"])
+    def test_other_versions_have_none(self, version):
+        with dispatch.forced(version):
+            assert eager(checks.cast(arguments(9), torch.float32)) is None
+
+    def test_float64_has_none(self):
+        assert eager(arguments(9)) is None
+
+    def test_who_watches_operations_sees_the_registered_one(self):
+        given = checks.cast(arguments(9), torch.float32)
+        with FlopCounterMode(display=False):
+            assert eager(given) is None
+        with FakeTensorMode() as mode:
+            assert attention(mode.from_tensor(given["qkv"])).shape == (2, 9, 32)
+        seen = []
+        torch.func.vmap(lambda x: seen.append(dispatch.differentiable("attention", x, None, None, 0.25)) or x)(given["qkv"][None])
+        assert seen == [None]
+        assert eager(given | {"qkv": given["qkv"].as_subclass(Watched)}) is None
+
+    def test_compiled_it_is_the_registered_one(self):
+        qkv = checks.cast(arguments(9), torch.float32)["qkv"].requires_grad_()
+        graphs = []
+        compiled = torch.compile(attention, backend=lambda graph, inputs: graphs.append(graph) or graph.forward, fullgraph=True)
+        torch.testing.assert_close(compiled(qkv), attention(qkv))
+        assert "attention_eager" not in graphs[0].code
+
+    @pytest.mark.parametrize("n", [9, 29])
+    def test_with_a_graph_of_the_gradient_it_is_the_same_and_refuses_a_second(self, n):
+        qkv = checks.cast(arguments(n), torch.float32)["qkv"].requires_grad_()
+        (once,) = torch.autograd.grad(attention(qkv).square().sum(), qkv)
+        (found,) = torch.autograd.grad(attention(qkv).square().sum(), qkv, create_graph=True)
+        assert torch.equal(found, once)
+        with pytest.raises(RuntimeError, match="once, not twice"):
+            found.sum().backward()
+
+    def test_without_gradients(self):
+        given = checks.cast(arguments(9, options=("index", "lengths")), torch.bfloat16)
+        want = attention(**given | {"qkv": given["qkv"].clone().requires_grad_()})
+        assert want.requires_grad
+        run = host.operation("attention_eager")
+        with torch.inference_mode():
+            assert torch.equal(run(*given.values(), 16**-0.5), want)
+        for function in (lambda: run(*given.values(), 16**-0.5), lambda: attention(**given)):
+            out = function()
+            assert torch.equal(out, want)
+            assert not out.requires_grad
+
+    def test_nan_reaches_every_gradient_that_it_should(self):
+        """NaN in one query of bfloat16, where shares are rounded: its own gradient and those of all keys and values, and no other query's."""
+        qkv = checks.cast(arguments(9, 16, batch=1, heads=1), torch.bfloat16)["qkv"]
+        qkv[0, 4, 0] = float("nan")
+        attention(qkv.requires_grad_()).sum().backward()
+        nan = qkv.grad.isnan()
+        assert nan[0, 4, 0].all()
+        assert nan[0, :, 1].all()
+        assert nan[0, :, 2].all()
+        assert not nan[0, [0, 1, 2, 3, 5, 6, 7, 8], 0].any()
+
+    def test_where_it_cannot_be_built_python_differentiates(self, monkeypatch, capsys, tmp_path):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        monkeypatch.setattr(host, "AUTOGRAD_FLAGS", ["-DNO", "--no-such-flag"])
+        for cached in (host.operation, host._autograd):
+            cached.cache_clear()
+        try:
+            check("cpu", arguments(9), torch.float32)
+            assert "Python's autograd runs instead" in capsys.readouterr().err
+        finally:
+            for cached in (host.operation, host._autograd):
+                cached.cache_clear()
+
+
+class Watched(torch.Tensor):
+    pass

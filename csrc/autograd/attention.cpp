@@ -1,0 +1,115 @@
+// smi::attention_eager, attention for the CPU as one operation whose gradient is C++ too: where the arithmetic takes a millisecond, Python's autograd
+// costs a third of that. For backward it keeps shares of the softmax or lse, as csrc/cpu/attention.h chooses.
+#include <ATen/core/Tensor.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/library.h>
+
+#include "../cpu/attention.h"
+
+namespace {
+
+using at::Tensor;
+using torch::autograd::AutogradContext;
+using torch::autograd::variable_list;
+using Integers = std::optional<Tensor>;
+
+enum Which { FORWARD, BACKWARD };
+AttentionFunction functions[2][3];  // for float32, bfloat16 and float16
+
+void run(Which which, const Tensor& qkv, const AttentionParams& params) {
+  const at::ScalarType type = qkv.scalar_type();
+  TORCH_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, "attention_eager: qkv must be float32, bfloat16 or float16");
+  functions[which][type == at::kFloat ? 0 : type == at::kBFloat16 ? 1 : 2](&params, {0, 1, 1});
+}
+
+AttentionParams params_of(const Tensor& qkv, const Tensor& index, const Tensor& lengths, double scale) {
+  AttentionParams p{};
+  p.qkv = qkv.const_data_ptr();
+  for (int i = 0; i < 4; ++i) p.stride[i] = qkv.stride(i);
+  p.batch = qkv.size(0), p.rows = qkv.size(1), p.heads = qkv.size(3), p.width = qkv.size(4);
+  p.n = index.defined() ? index.size(1) : p.rows;
+  if (index.defined()) p.index = index.const_data_ptr<int64_t>();
+  if (lengths.defined()) p.lengths = lengths.const_data_ptr<int64_t>();
+  p.scale = float(scale);
+  return p;
+}
+
+// out; and shares or lse, if they are wanted, to `kept`.
+Tensor forward(const Tensor& qkv, const Tensor& index, const Tensor& lengths, double scale, Tensor* kept) {
+  AttentionParams p = params_of(qkv, index, lengths, scale);
+  const Tensor out = at::empty({p.batch, p.n, p.heads * p.width}, qkv.options());
+  p.out = out.mutable_data_ptr();
+  if (const int64_t shares = kept ? shares_of(p) : 0) {
+    *kept = at::empty({shares}, qkv.options());
+    p.shares = kept->mutable_data_ptr();
+  } else if (kept) {
+    *kept = at::empty({p.batch, p.heads, p.n}, qkv.options().dtype(at::kFloat));
+    p.lse = kept->mutable_data_ptr<float>();
+  }
+  run(FORWARD, qkv, p);
+  return out;
+}
+
+Tensor backward(const Tensor& grad, const Tensor& qkv, const Tensor& index, const Tensor& lengths, double scale, const Tensor& kept) {
+  AttentionParams p = params_of(qkv, index, lengths, scale);
+  const bool whole = !index.defined() && !lengths.defined();  // then every row is written
+  const Tensor dqkv = whole ? at::empty(qkv.sizes(), qkv.options()) : at::zeros(qkv.sizes(), qkv.options());
+  p.grad = grad.const_data_ptr();
+  p.dqkv = dqkv.mutable_data_ptr();
+  (shares_of(p) ? p.shares : *reinterpret_cast<void**>(&p.lse)) = kept.mutable_data_ptr();
+  run(BACKWARD, qkv, p);
+  return dqkv;
+}
+
+Tensor rows_of(const Tensor& qkv) { return qkv.stride(4) == 1 ? qkv : qkv.contiguous(); }
+Tensor wide(const Integers& x) { return x ? x->to(at::kLong).contiguous() : Tensor(); }
+
+struct Attention : torch::autograd::Function<Attention> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& qkv, const Integers& index, const Integers& lengths, double scale) {
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const Tensor rows = rows_of(qkv), chosen = wide(index), real = wide(lengths);
+    Tensor kept;
+    const Tensor out = ::forward(rows, chosen, real, scale, &kept);
+    ctx->save_for_backward({rows, chosen, real, kept});
+    ctx->saved_data["scale"] = scale;
+    ctx->set_materialize_grads(false);
+    return out;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    variable_list found(4);
+    if (!grads[0].defined()) return found;
+    const variable_list saved = ctx->get_saved_variables();
+    {
+      const at::NoGradGuard guard;
+      found[0] = ::backward(grads[0].contiguous(), saved[0], saved[1], saved[2], ctx->saved_data["scale"].toDouble(), saved[3]);
+    }
+    if (at::GradMode::is_enabled()) {  // with create_graph: say so where somebody differentiates this
+      found[0] = found[0].detach().set_requires_grad(true);
+      found[0] = (*std::make_shared<torch::autograd::DelayedError>("attention can be differentiated once, not twice", 1))({found[0]})[0];
+    }
+    return found;
+  }
+};
+
+Tensor attention_eager(const Tensor& qkv, const Integers& index, const Integers& lengths, double scale) {
+  if (at::GradMode::is_enabled() && qkv.requires_grad()) return Attention::apply(qkv, index, lengths, scale);
+  const at::AutoDispatchBelowADInplaceOrView guard;
+  return forward(rows_of(qkv), wide(index), wide(lengths), scale, nullptr);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(smi, m) {
+  m.def("attention_eager(Tensor qkv, Tensor? index, Tensor? lengths, float scale) -> Tensor");
+  m.impl("attention_eager", torch::dispatch(c10::DispatchKey::CPU, attention_eager));
+  m.impl("attention_eager", torch::dispatch(c10::DispatchKey::AutogradCPU, attention_eager));
+}
+
+extern "C" void smi_use_attention(const AttentionFunction* six) {
+  for (int i = 0; i < 6; ++i) functions[i / 3][i % 3] = six[i];
+}
