@@ -46,17 +46,19 @@ def step(function: Callable, qkv: Tensor, grad: Tensor) -> Callable:
 
 def kernels_step(qkv: Tensor, grad: Tensor) -> Callable:
     batch, n, _, heads, width = qkv.shape
-    shares = n <= min(width, 80)  # as csrc/cpu/attention.h chooses
-    kept = qkv.new_empty(batch * heads * n * (-(-n // 32) * 32)) if shares else torch.empty(batch, heads, n)
-    tensors = {"out": torch.empty_like(grad), "grad": grad, "dqkv": torch.empty_like(qkv), "shares" if shares else "lse": kept}
-    sizes = {"batch": batch, "rows": n, "n": n, "heads": heads, "width": width, "scale": width**-0.5}
-    params = cpu.Params(qkv=qkv.data_ptr(), stride=qkv.stride()[:4], **{name: x.data_ptr() for name, x in tensors.items()}, **sizes)
+    params = cpu.Params(stride=qkv.stride()[:4], batch=batch, rows=n, n=n, heads=heads, width=width, scale=width**-0.5)
+    shares = host.library().smi_attention_shares(ctypes.byref(params))
+    kept = {"shares": qkv.new_empty(shares)} if shares else {"lse": torch.empty(batch, heads, n)}
+    tensors = {"qkv": qkv, "out": torch.empty_like(grad), "grad": grad, "dqkv": torch.empty_like(qkv), **kept}
+    for name, tensor in tensors.items():
+        setattr(params, name, tensor.data_ptr())
     functions = [getattr(host.library(), f"smi_attention_{function}_{cpu.DTYPES[qkv.dtype]}") for function in ("forward", "backward")]
 
-    def run(tensors: dict = tensors) -> None:  # they live as long as the function
+    def run() -> None:
         for function in functions:
             function(ctypes.byref(params), WHOLE)
 
+    run.tensors = tensors  # whose addresses are in params
     return run
 
 
@@ -70,12 +72,14 @@ def engine_step(qkv: Tensor, grad: Tensor) -> Callable:
     return run
 
 
-def alternate(sides: dict[str, Callable], rounds: int, calls: int = 1) -> dict[str, list[float]]:
-    """Seconds a call in every turn of every side, `calls` calls a turn after WARM that are not counted."""
+def alternate(sides: dict[str, Callable], rounds: int, calls: int = 1, warm: int = 0) -> dict[str, list[float]]:
+    """Seconds a call in every turn of every side, `calls` calls a turn after `warm` that are not counted, nor are two of each side before all."""
+    for run in sides.values():
+        run(), run()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
-            for _ in range(WARM):
+            for _ in range(warm):
                 run()
             start = time.perf_counter()
             for _ in range(calls):
@@ -91,7 +95,7 @@ def measure(batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype,
     grad = torch.randn(batch, tokens, heads * width).to(dtype)
     sides = {"sdpa": step(stock, qkv, grad), "sdpa in float32": step(in_float32, qkv, grad)}
     sides |= {"ours": step(attention, qkv, grad), "kernels": kernels_step(qkv, grad), "engine": engine_step(qkv, grad)}
-    seconds = alternate(sides, rounds, calls)
+    seconds = alternate(sides, rounds, calls, WARM)
     middle, least = ({name: f(values) * 1e3 for name, values in seconds.items()} for f in (statistics.median, min))
     return {
         "tokens": tokens,

@@ -47,13 +47,12 @@ def why_not() -> str | None:
 @cache
 def library() -> ctypes.CDLL:
     """The compiled functions. Raises BuildFailed where they cannot be had."""
-    return _load(_build_library)
+    return _load("the C++ kernels for the CPU", _build_library)
 
 
 def _build_library(compiler: str) -> ctypes.CDLL:
-    native = subprocess.run([compiler, _architecture(), "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout  # what `native` means
-    flags = [*FLAGS, _architecture()]
-    loaded = _built(compiler, "smi_cpu.so", flags, sorted(FOLDER.glob("*.*")), native, "the CPU kernels for this processor, once (about 10 seconds)")
+    flags, what = [*FLAGS, _architecture()], "the CPU kernels for this processor, once (about 10 seconds)"
+    loaded = _built(compiler, "smi_cpu.so", flags, sorted(FOLDER.glob("*.*")), _meaning(compiler, _architecture()), what)
     loaded.smi_use_threads(_torch().torch_parallel_for)
     return loaded
 
@@ -73,7 +72,7 @@ def operation(name: str) -> Callable | None:
 
 @cache
 def _autograd() -> ctypes.CDLL:
-    return _load(_build_autograd)
+    return _load("the CPU operations with a gradient in C++", _build_autograd)
 
 
 def _build_autograd(compiler: str) -> ctypes.CDLL:
@@ -82,21 +81,26 @@ def _build_autograd(compiler: str) -> ctypes.CDLL:
     include, flags = torch_folder() / "include", [*AUTOGRAD_FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}"]
     flags += ["-I", str(include), "-I", str(include / "torch/csrc/api/include"), "-L", str(torch_folder() / "lib"), "-ltorch_cpu", "-lc10"]
     sources = [*sorted(AUTOGRAD_FOLDER.glob("*.*")), *sorted(FOLDER.glob("*.h"))]
-    words = torch.__version__.encode()
+    words = _meaning(compiler) + torch.__version__.encode()
     loaded = _built(compiler, "smi_autograd.so", flags, sources, words, "CPU operations for this torch, once (about 25 seconds)")
     functions = [getattr(library(), f"smi_attention_{f}_{dtype}") for f in ("forward", "backward") for dtype in ("float32", "bfloat16", "float16")]
     loaded.smi_use_attention((ctypes.c_void_p * len(functions))(*(ctypes.cast(f, ctypes.c_void_p) for f in functions)))
     return loaded
 
 
-def _load(build: Callable[[str], ctypes.CDLL]) -> ctypes.CDLL:
+def _load(what: str, build: Callable[[str], ctypes.CDLL]) -> ctypes.CDLL:
     found = compiler()
     if found is None:
-        raise BuildFailed("the C++ kernels for the CPU need g++ or clang++, and neither is on the PATH")
+        raise BuildFailed(f"{what} need g++ or clang++, and neither is on the PATH")
     try:
         return build(found)
     except (OSError, RuntimeError, AttributeError) as error:
-        raise BuildFailed(f"the C++ kernels for the CPU cannot be built here: {str(error)[-500:]}") from error
+        raise BuildFailed(f"{what} cannot be built here: {str(error)[-500:]}") from error
+
+
+def _meaning(compiler: str, *flags: str) -> bytes:
+    """What the compiler is and, with the flag for it, what `native` means: all that it defines."""
+    return subprocess.run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull], capture_output=True).stdout
 
 
 def _torch() -> ctypes.CDLL:

@@ -27,6 +27,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
+from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 OPERATIONS = ("patch_embed", "attention", "cls_attention", "layer_norm", "linear_gelu", "linear_residual", "image_step")
@@ -96,6 +97,7 @@ def set_reference(operation: str, function: str, reference: Callable) -> None:
 
 
 def first_tensor(args: tuple) -> Tensor:
+    """The first of `args` that is a tensor: nearly always the very first."""
     return args[0] if isinstance(args[0], Tensor) else next(arg for arg in args if isinstance(arg, Tensor))
 
 
@@ -181,13 +183,14 @@ def differentiable(operation: str, *args) -> Callable | None:
     wanted = False
     for arg in args:
         if isinstance(arg, Tensor):
-            if type(arg) not in PLAIN or not arg.is_cpu:
+            if type(arg) not in PLAIN or not arg.is_cpu or arg.is_neg() or arg._is_zerotensor():
                 return None
             wanted = wanted or arg.requires_grad
-    if not wanted or _get_current_dispatch_mode() or peek_interpreter_stack() or (_forced.get() or backend()) not in ("auto", "cpu"):
+    watched = _get_current_dispatch_mode() or _len_torch_dispatch_stack_pre_dispatch() or peek_interpreter_stack()
+    if not wanted or watched or (_forced.get() or backend()) not in ("auto", "cpu") or why_not(operation, "cpu", "forward", args):
         return None
-    version = load(operation, "cpu")
-    return None if version.unsupported("forward", *args) else version.differentiable()
+    find = getattr(load(operation, "cpu"), "differentiable", None)
+    return find and find()
 
 
 class Availability(NamedTuple):

@@ -54,13 +54,18 @@ Tensor forward(const Tensor& qkv, const Tensor& index, const Tensor& lengths, do
   return out;
 }
 
-Tensor backward(const Tensor& grad, const Tensor& qkv, const Tensor& index, const Tensor& lengths, double scale, const Tensor& kept) {
+Tensor backward(const Tensor& given, const Tensor& qkv, const Integers& chosen, const Integers& real, double scale, const Tensor& kept) {
+  const Tensor grad = given.contiguous(), index = chosen ? *chosen : Tensor(), lengths = real ? *real : Tensor();
   AttentionParams p = params_of(qkv, index, lengths, scale);
   const bool whole = !index.defined() && !lengths.defined();  // then every row is written
   const Tensor dqkv = whole ? at::empty(qkv.sizes(), qkv.options()) : at::zeros(qkv.sizes(), qkv.options());
   p.grad = grad.const_data_ptr();
   p.dqkv = dqkv.mutable_data_ptr();
-  (shares_of(p) ? p.shares : *reinterpret_cast<void**>(&p.lse)) = kept.mutable_data_ptr();
+  if (shares_of(p)) {
+    p.shares = kept.mutable_data_ptr();
+  } else {
+    p.lse = kept.mutable_data_ptr<float>();
+  }
   run(BACKWARD, qkv, p);
   return dqkv;
 }
@@ -80,13 +85,15 @@ struct Attention : torch::autograd::Function<Attention> {
     return out;
   }
 
+  static Integers maybe(const Tensor& x) { return x.defined() ? Integers(x) : std::nullopt; }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list found(4);
     if (!grads[0].defined()) return found;
     const variable_list saved = ctx->get_saved_variables();
     {
-      const at::NoGradGuard guard;
-      found[0] = ::backward(grads[0].contiguous(), saved[0], saved[1], saved[2], ctx->saved_data["scale"].toDouble(), saved[3]);
+      const at::NoGradGuard guard;  // through the dispatcher: a gradient may be a batch of them, negated lazily, a fake
+      static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("smi::attention_eager_backward", "").typed<decltype(::backward)>();
+      found[0] = op.call(grads[0], saved[0], maybe(saved[1]), maybe(saved[2]), ctx->saved_data["scale"].toDouble(), saved[3]);
     }
     if (at::GradMode::is_enabled()) {  // with create_graph: say so where somebody differentiates this
       found[0] = found[0].detach().set_requires_grad(true);
@@ -106,6 +113,8 @@ Tensor attention_eager(const Tensor& qkv, const Integers& index, const Integers&
 
 TORCH_LIBRARY_FRAGMENT(smi, m) {
   m.def("attention_eager(Tensor qkv, Tensor? index, Tensor? lengths, float scale) -> Tensor");
+  m.def("attention_eager_backward(Tensor grad, Tensor qkv, Tensor? index, Tensor? lengths, float scale, Tensor kept) -> Tensor");
+  m.impl("attention_eager_backward", torch::dispatch(c10::DispatchKey::CPU, backward));
   m.impl("attention_eager", torch::dispatch(c10::DispatchKey::CPU, attention_eager));
   m.impl("attention_eager", torch::dispatch(c10::DispatchKey::AutogradCPU, attention_eager));
 }

@@ -10,7 +10,7 @@ namespace {
 using Params = AttentionParams;
 
 constexpr float LOG2E = 1.44269504f;
-constexpr int BLOCK = (80 + NR - 1) / NR * NR;  // queries whose scores are held at a time, at most
+constexpr int BLOCK = (ONE_BLOCK + NR - 1) / NR * NR;  // queries whose scores are held at a time, at most
 
 inline int padded(int64_t x) { return int((x + NR - 1) / NR * NR); }
 
@@ -232,7 +232,7 @@ void forward_head(const Params& params, int64_t task) {
   const bool once = count <= size;
   const size_t whole = size_t(count) * width, part = size_t(size) * width;
   float* qt = scratch(2 * whole + 2 * part + size_t(count) * size + MR * width);
-  float *weights = qt + part, *strip = weights + size_t(count) * size, *k = strip + MR * width, *v = once ? k : k + whole, *q = once ? k : v + whole;
+  float *weights = qt + part, *space = weights + size_t(count) * size, *k = space + MR * width, *v = once ? k : k + whole, *q = once ? k : v + whole;
   float inverse[BLOCK];
   Left keys;
   for (int first = 0; first < count; first += size) {
@@ -244,7 +244,7 @@ void forward_head(const Params& params, int64_t task) {
     softmax(weights, count, columns, block, inverse, params.shares ? head.shares() : nullptr, params.lse ? head.lse() + first : nullptr);
     if (first == 0) head.copied(head.input(2), 0, count, v);
     if (once) head.expect(head.input(0), params.stride[3]), head.expect(head.input(1), params.stride[3]);
-    product_by_rows(block, width, count, {weights, 1, columns}, v, width, strip,
+    product_by_rows(block, width, count, {weights, 1, columns}, v, width, space,
                     [&](int i, const float* sums) { head.give(sums, inverse[i], head.output()[first + i]); });
   }
   for (int t = count; t < params.n; ++t) {
@@ -261,7 +261,7 @@ void backward_head(const Params& params, int64_t task) {
   const bool once = count <= size;
   const size_t whole = size_t(count) * width, part = size_t(size) * width, scores = size_t(count) * size;
   float* turned = scratch(4 * whole + 3 * part + 2 * scores + MR * width);
-  float *weights = turned + part, *dscores = weights + scores, *strip = dscores + scores, *grad = strip + MR * width, *q = grad + part;
+  float *weights = turned + part, *dscores = weights + scores, *space = dscores + scores, *grad = space + MR * width, *q = grad + part;
   float *v = q + part, *k = v + whole, *dk = k + whole, *dv = dk + whole, lse[BLOCK];
   Left values;
   for (int first = 0; first < count; first += size) {
@@ -286,16 +286,19 @@ void backward_head(const Params& params, int64_t task) {
     };
     if (once) {
       if (params.shares) head.expect(head.input(1));
-      product_by_rows(count, width, block, p, grad, width, strip, give(2, 0));
+      product_by_rows(count, width, block, p, grad, width, space, give(2, 0));
       if (params.shares) head.copied(head.input(0), 0, count, q);
       head.expect(head.gradient(), params.width);
-      product_by_rows(count, width, block, ds, q, width, strip, give(1, 0));
-      if (params.shares) head.copied(head.input(1), 0, count, k = q);
+      product_by_rows(count, width, block, ds, q, width, space, give(1, 0));
+      if (params.shares) {
+        k = q;
+        head.copied(head.input(1), 0, count, k);
+      }
       head.expect(head.input(2), params.stride[3]);
-      product_by_rows(count, width, count, turned_ds, k, width, strip, give(0, 0));
+      product_by_rows(count, width, count, turned_ds, k, width, space, give(0, 0));
       return;
     }
-    product_by_rows(block, width, count, turned_ds, k, width, strip, give(0, first));
+    product_by_rows(block, width, count, turned_ds, k, width, space, give(0, first));
     if (first == 0) {
       product<false>(count, width, block, ds, q, width, dk, width);
       product<false>(count, width, block, p, grad, width, dv, width);
@@ -319,6 +322,8 @@ void heads(const Params& p, Part part) {
 }
 
 }  // namespace
+
+extern "C" int64_t smi_attention_shares(const Params* p) { return shares_of(*p); }
 
 #define EXPORT(dtype, T)                                                                                                     \
   extern "C" void smi_attention_forward_##dtype(const Params* p, Part part) { heads<forward_head<T>>(*p, part); }            \

@@ -9,18 +9,21 @@ struct AttentionParams {
   const int64_t* index;    // [B, n] rows of qkv to attend among, or null: the first n
   const int64_t* lengths;  // [B], or null: all n are real
   void* out;               // [B, n, H * D]
-  float* lse;              // [B, H, n]; null where shares are
-  void* shares;            // what backward needs of the softmax in the place of lse, or null: `shares_of` numbers of the dtype of qkv
+  float* lse;              // [B, H, n], or null
+  void* shares;            // `shares_of` numbers of the dtype of qkv, or null: what backward needs of the softmax in the place of lse
   const void* grad;        // like out; backward only
   void* dqkv;              // [B, L, 3, H, D]; backward only
   int64_t batch, rows, n, heads, width;  // rows: L
   float scale;
 };
 
-// Numbers that shares take, rows padded to whole tiles of any processor, or 0 where lse is the better: they are kept where they are no more than the
-// output, which backward does not read, and where all queries are one block.
+constexpr int ONE_BLOCK = 80;  // queries that are one block on any processor
+
+// Numbers that shares take, rows padded to whole tiles of any processor, or 0 where lse is kept. They may be no more than the output, which backward
+// does not read, and all queries must be one block.
 inline int64_t shares_of(const AttentionParams& p) {
-  return p.n <= p.width && p.n <= 80 ? p.batch * p.heads * p.n * ((p.n + 31) / 32 * 32) : 0;
+  const int64_t row = (p.n + 31) / 32 * 32;
+  return row <= p.width && p.n <= ONE_BLOCK ? p.batch * p.heads * p.n * row : 0;
 }
 
 using AttentionFunction = void (*)(const AttentionParams*, Part);

@@ -122,10 +122,10 @@ inline vec exp(vec x) {
   return x < -87.33f ? vec{} : x == x ? p : x;  // NaN stays NaN
 }
 
-// 2^x to one unit in the last place, for x up to 127; 2^-126 below that. NaN stays NaN.
+// 2^x to one unit in the last place, for x up to 127; 0 below the smallest normal number. NaN stays NaN.
 inline vec exp2(vec x) {
   const float shift = 12582912.f;  // as above
-  const vec bounded = x < -126.f ? broadcast(-126.f) : x, n = bounded + shift - shift, r = bounded - n;
+  const vec n = x + shift - shift, r = x - n;
   vec p = 1.5345812e-4f * r + 1.3399931e-3f;
   p = p * r + 9.6184890e-3f;
   p = p * r + 5.5503288e-2f;
@@ -136,7 +136,7 @@ inline vec exp2(vec x) {
   memcpy(&bits, &p, sizeof p);
   bits += __builtin_convertvector(n, ivec) << 23;
   memcpy(&p, &bits, sizeof p);
-  return p;
+  return x < -126.f ? vec{} : p;
 }
 
 inline float sum(vec x) {  // by halves

@@ -41,7 +41,7 @@ def attention(qkv: Tensor, index: Tensor | None = None, lengths: Tensor | None =
     return direct(*args) if direct else _forward(*args)[0]
 
 
-def _refuse(message: str) -> NoReturn:
+def _refuse(message: str) -> NoReturn:  # not `expect`, whose messages are written at every call
     raise ValueError(f"attention: {message}")
 
 

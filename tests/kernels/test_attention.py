@@ -7,6 +7,7 @@ from smi.kernels.attention import attention, stock
 from smi.kernels.attention.op import SIZES, example, size_class
 from smi.kernels.attention.reference import attention as definition
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -300,9 +301,9 @@ def test_cpu_through_the_registered_operation(n, width, dtype, registered):
 class TestEager:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("options", OPTIONS)
-    @pytest.mark.parametrize(("n", "width"), [(16, 16), (17, 16), (47, 64), (72, 72), (80, 128), (81, 128)])
+    @pytest.mark.parametrize(("n", "width"), [(16, 16), (32, 32), (33, 32), (47, 64), (64, 64), (65, 64), (72, 72), (80, 128), (81, 128)])
     def test_shares_or_lse_are_kept_without_a_difference(self, n, width, options, dtype):
-        """Shares up to as many tokens as a head has elements, at most 80; lse beyond."""
+        """Shares where rows of them, padded to 32, are no longer than a head's, up to 80 tokens; lse otherwise."""
         check("cpu", arguments(n, width, options), dtype)
 
     def test_it_is_what_runs(self):
@@ -327,8 +328,10 @@ class TestEager:
         with FakeTensorMode() as mode:
             assert attention(mode.from_tensor(given["qkv"])).shape == (2, 9, 32)
         seen = []
-        torch.func.vmap(lambda x: seen.append(dispatch.differentiable("attention", x, None, None, 0.25)) or x)(given["qkv"][None])
-        assert seen == [None]
+        torch.func.grad(lambda x: seen.append((x.requires_grad, dispatch.differentiable("attention", x, None, None, 0.25))) or x.sum())(given["qkv"])
+        assert seen == [(True, None)]
+        assert eager(given | {"qkv": torch._neg_view(given["qkv"].detach())}) is None
+        assert "attention_eager" not in make_fx(lambda x: attention(x), pre_dispatch=True)(given["qkv"]).code
         assert eager(given | {"qkv": given["qkv"].as_subclass(Watched)}) is None
 
     def test_compiled_it_is_the_registered_one(self):
@@ -346,6 +349,25 @@ class TestEager:
         assert torch.equal(found, once)
         with pytest.raises(RuntimeError, match="once, not twice"):
             found.sum().backward()
+
+    @pytest.mark.parametrize("n", [9, 29])
+    def test_gradients_of_any_kind(self, n):
+        """Batches of them, negated or zero without memory of their own: what PyTorch hands on where the dispatcher stands between."""
+        qkv = checks.cast(arguments(n, 32), torch.float32)["qkv"].requires_grad_()
+        out = attention(qkv)
+        grads = torch.randn(3, *out.shape)
+        want = torch.stack([torch.autograd.grad(out, qkv, grad, retain_graph=True)[0] for grad in grads])
+        assert torch.equal(torch.autograd.grad(out, qkv, grads, is_grads_batched=True, retain_graph=True)[0], want)
+        assert torch.equal(torch.autograd.grad(out, qkv, torch._neg_view(-grads[1]), retain_graph=True)[0], want[1])
+        assert not torch.autograd.grad(out, qkv, torch._efficientzerotensor(out.shape), retain_graph=True)[0].any()
+
+    def test_what_is_changed_before_backward_is_refused(self):
+        leaf = checks.cast(arguments(9), torch.float32)["qkv"].requires_grad_()
+        qkv = leaf * 1
+        out = attention(qkv)
+        qkv.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
 
     def test_without_gradients(self):
         given = checks.cast(arguments(9, options=("index", "lengths")), torch.bfloat16)
