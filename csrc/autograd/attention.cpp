@@ -72,6 +72,7 @@ Tensor backward(const Tensor& given, const Tensor& qkv, const Integers& chosen, 
 
 Tensor rows_of(const Tensor& qkv) { return qkv.stride(4) == 1 ? qkv : qkv.contiguous(); }
 Tensor wide(const Integers& x) { return x ? x->to(at::kLong).contiguous() : Tensor(); }
+Integers maybe(const Tensor& x) { return x.defined() ? Integers(x) : std::nullopt; }
 
 struct Attention : torch::autograd::Function<Attention> {
   static Tensor forward(AutogradContext* ctx, const Tensor& qkv, const Integers& index, const Integers& lengths, double scale) {
@@ -85,7 +86,6 @@ struct Attention : torch::autograd::Function<Attention> {
     return out;
   }
 
-  static Integers maybe(const Tensor& x) { return x.defined() ? Integers(x) : std::nullopt; }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     variable_list found(4);
     if (!grads[0].defined()) return found;
