@@ -177,20 +177,29 @@ def call(operation: str, function: str, *args):
 
 def differentiable(operation: str, *args) -> Callable | None:
     """What runs the forward on `args`, and its backward later, in place of the registered operation: where `resolve` says cpu, that version has such
-    a function, and nobody watches or transforms operations. On small tensors Python's part of a registered operation costs as much as the work."""
+    a function (its `differentiable(*args)`), and nobody watches or transforms operations. On small tensors Python's part of a registered operation
+    costs as much as the work, so no more is asked here than must be."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if (_forced.get() or backend()) not in ("auto", "cpu"):
         return None
     wanted = False
     for arg in args:
-        if isinstance(arg, Tensor):
-            if type(arg) not in PLAIN or not arg.is_cpu or arg.is_neg() or arg._is_zerotensor():
+        if type(arg) in PLAIN:
+            if not arg.is_cpu or arg.is_neg() or arg._is_zerotensor():
                 return None
             wanted = wanted or arg.requires_grad
-    watched = _get_current_dispatch_mode() or _len_torch_dispatch_stack_pre_dispatch() or peek_interpreter_stack()
-    if not wanted or watched or (_forced.get() or backend()) not in ("auto", "cpu") or why_not(operation, "cpu", "forward", args):
+        elif isinstance(arg, Tensor):
+            return None
+    if not wanted or _get_current_dispatch_mode() or _len_torch_dispatch_stack_pre_dispatch() or peek_interpreter_stack():
         return None
-    find = getattr(load(operation, "cpu"), "differentiable", None)
-    return find and find()
+    find = _finder(operation)
+    return find and find(*args)
+
+
+@cache
+def _finder(operation: str) -> Callable | None:
+    return getattr(load(operation, "cpu"), "differentiable", None) if exists(operation, "cpu") else None
 
 
 class Availability(NamedTuple):

@@ -8,6 +8,8 @@
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/library.h>
 
+#include <cmath>
+
 #include "../cpu/attention.h"
 
 namespace {
@@ -24,6 +26,17 @@ void run(Which which, const Tensor& qkv, const AttentionParams& params) {
   const at::ScalarType type = qkv.scalar_type();
   TORCH_CHECK(type == at::kFloat || type == at::kBFloat16 || type == at::kHalf, "attention_eager: qkv must be float32, bfloat16 or float16");
   functions[which][type == at::kFloat ? 0 : type == at::kBFloat16 ? 1 : 2](&params, {0, 1, 1});
+}
+
+bool integers(const Integers& x, int64_t dims, int64_t batch) {
+  return !x || ((x->scalar_type() == at::kInt || x->scalar_type() == at::kLong) && x->is_cpu() && x->dim() == dims && x->size(0) == batch);
+}
+
+void check(const Tensor& qkv, const Integers& index, const Integers& lengths) {
+  const bool fits = qkv.dim() == 5 && qkv.size(2) == 3 && qkv.size(1) > 0 && qkv.size(3) > 0 && qkv.size(4) > 0 &&
+                    integers(index, 2, qkv.size(0)) && (!index || (index->size(1) > 0 && index->size(1) <= qkv.size(1))) &&
+                    integers(lengths, 1, qkv.size(0));
+  TORCH_CHECK_VALUE(fits, "attention_eager: qkv must be [B, L, 3, H, D], index integers [B, n], n <= L, lengths integers [B]");
 }
 
 AttentionParams params_of(const Tensor& qkv, const Tensor& index, const Tensor& lengths, double scale) {
@@ -103,7 +116,9 @@ struct Attention : torch::autograd::Function<Attention> {
   }
 };
 
-Tensor attention_eager(const Tensor& qkv, const Integers& index, const Integers& lengths, double scale) {
+Tensor attention_eager(const Tensor& qkv, const Integers& index, const Integers& lengths, std::optional<double> given) {
+  check(qkv, index, lengths);
+  const double scale = given ? *given : 1 / std::sqrt(double(qkv.size(4)));
   if (at::GradMode::is_enabled() && qkv.requires_grad()) return Attention::apply(qkv, index, lengths, scale);
   const at::AutoDispatchBelowADInplaceOrView guard;
   return forward(rows_of(qkv), wide(index), wide(lengths), scale, nullptr);
@@ -112,7 +127,7 @@ Tensor attention_eager(const Tensor& qkv, const Integers& index, const Integers&
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(smi, m) {
-  m.def("attention_eager(Tensor qkv, Tensor? index, Tensor? lengths, float scale) -> Tensor");
+  m.def("attention_eager(Tensor qkv, Tensor? index, Tensor? lengths, float? scale) -> Tensor");
   m.def("attention_eager_backward(Tensor grad, Tensor qkv, Tensor? index, Tensor? lengths, float scale, Tensor kept) -> Tensor");
   m.impl("attention_eager_backward", torch::dispatch(c10::DispatchKey::CPU, backward));
   m.impl("attention_eager", torch::dispatch(c10::DispatchKey::CPU, attention_eager));

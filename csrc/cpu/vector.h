@@ -31,6 +31,7 @@ struct bfloat16 {
 };
 
 inline vec broadcast(float x) { return x - vec{}; }
+inline vec multiply_add(vec x, vec y, vec sum) { return sum + x * y; }
 
 inline vec load(const float* p) {
   vec x;
@@ -80,6 +81,43 @@ inline void store(T* p, vec left, vec right) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
 inline void store(bfloat16* p, vec left, vec right) {
   const __m256i packed = _mm256_packus_epi32(__m256i(rounded(left)), __m256i(rounded(right)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+#endif
+
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define SMI_INTEGERS  // this processor multiplies and adds pairs of 16-bit integers to sums of 32 bits faster than floats
+
+struct Pair {
+  int16_t first, second;
+};
+
+inline ivec load(const int32_t* p) {
+  ivec x;
+  memcpy(&x, p, sizeof x);
+  return x;
+}
+
+inline ivec load(const Pair* p) { return load(reinterpret_cast<const int32_t*>(p)); }
+inline void store(int32_t* p, ivec x) { memcpy(p, &x, sizeof x); }
+inline void store(Pair* p, ivec x) { memcpy(p, &x, sizeof x); }
+
+inline ivec broadcast(Pair x) {
+  int32_t both;
+  memcpy(&both, &x, sizeof both);
+  return both - ivec{};
+}
+
+inline ivec multiply_add(ivec x, ivec y, ivec sum) { return sum + ivec(_mm256_madd_epi16(__m256i(x), __m256i(y))); }
+
+inline ivec pairs(vec first, vec second, vec factor) {  // times factor, rounded to nearest, up to 32767
+  const float shift = 12582912.f;                       // 1.5 * 2^23: adding it leaves a whole number in the lower half
+  const __m256i low = __m256i(first * factor + shift), high = _mm256_slli_epi32(__m256i(second * factor + shift), 16);
+  return ivec(_mm256_blend_epi16(low, high, 0xaa));
+}
+
+inline void store_pairs(Pair* p, vec left, vec right) {  // of neighbours
+  const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(__m256(left)), _mm256_cvtps_epi32(__m256(right)));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
 #endif

@@ -28,9 +28,9 @@ def unavailable() -> str | None:
     return host.why_not()
 
 
-def differentiable() -> Callable | None:
+def differentiable(qkv: Tensor, *_) -> Callable | None:
     """The operation with its gradient in C++ (csrc/autograd/attention.cpp), for `dispatch.differentiable`; None where it cannot be built."""
-    return host.operation("attention_eager")
+    return host.operation("attention_eager") if qkv.dtype in DTYPES and not unavailable() else None
 
 
 def unsupported(function: str, *args) -> str | None:

@@ -24,6 +24,18 @@ def attention(qkv: Tensor, index: Tensor | None = None, lengths: Tensor | None =
     zero. Differentiable in qkv: rows that are not named, or past the length, get exact zeros. Values of index and lengths are not checked (that
     would wait for the device). Raises ValueError where shapes or dtypes do not fit.
     """
+    direct = dispatch.differentiable("attention", qkv, index, lengths)
+    if direct is None:
+        _check(qkv, index, lengths)
+        return _forward(qkv, index, lengths, qkv.shape[-1] ** -0.5 if scale is None else float(scale))[0]
+    try:
+        return direct(qkv, index, lengths, None if scale is None else float(scale))
+    except ValueError:  # it checks the same in less time, and does not say what is wrong
+        _check(qkv, index, lengths)
+        raise
+
+
+def _check(qkv: Tensor, index: Tensor | None, lengths: Tensor | None) -> None:
     if not (qkv.ndim == 5 and qkv.shape[2] == 3 and qkv.is_floating_point()):
         _refuse(f"qkv must be floating point [B, L, 3, H, D], got {qkv.dtype} {tuple(qkv.shape)}")
     batch, rows, _, heads, width = qkv.shape
@@ -36,9 +48,6 @@ def attention(qkv: Tensor, index: Tensor | None = None, lengths: Tensor | None =
     for name, tensor in (("index", index), ("lengths", lengths)):
         if tensor is not None and tensor.device != qkv.device:
             _refuse(f"{name} must be on {qkv.device}, like qkv")
-    args = (qkv, index, lengths, width**-0.5 if scale is None else float(scale))
-    direct = dispatch.differentiable("attention", *args)
-    return direct(*args) if direct else _forward(*args)[0]
 
 
 def _refuse(message: str) -> NoReturn:  # not `expect`, whose messages are written at every call

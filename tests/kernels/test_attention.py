@@ -263,9 +263,12 @@ def test_wide_heads_are_left_to_others():
         ({"lengths": torch.ones(2, dtype=torch.int32, device="meta")}, "lengths must be on"),
     ],
 )
-def test_refusals(change, message):
+@pytest.mark.parametrize("gradient", [False, True])
+def test_refusals(change, message, gradient):
+    given = checks.cast(arguments(options=("index", "lengths")), torch.float32) | change
+    given["qkv"].requires_grad_(gradient and given["qkv"].is_floating_point())
     with pytest.raises(ValueError, match=message):
-        attention(**checks.cast(arguments(options=("index", "lengths")), torch.float32) | change)
+        attention(**given)
 
 
 def test_nan_in_a_query_is_seen():

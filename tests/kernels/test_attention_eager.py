@@ -57,6 +57,15 @@ def test_other_versions_have_none(version):
         assert eager(checks.cast(arguments(9), torch.float32)) is None
 
 
+@pytest.mark.parametrize("shape", [(2, 9, 3, 2), (2, 9, 2, 2, 16), (2, 0, 3, 2, 16)])
+def test_called_by_itself_it_checks_what_it_reads(shape):
+    run = host.operation("attention_eager")
+    with pytest.raises(ValueError, match="qkv must be"):
+        run(torch.ones(shape), None, None, None)
+    with pytest.raises(ValueError, match="index integers"):
+        run(torch.ones(2, 9, 3, 2, 16), torch.zeros(3, 4, dtype=torch.int64), None, None)
+
+
 def test_float64_has_none():
     assert eager(arguments(9)) is None
 

@@ -1,0 +1,119 @@
+// A head of bfloat16s whose queries are one block, with products of integers (integers.h) where a processor is faster at them. Scores, softmax and its
+// gradient are floats. What integers would not represent well is refused, and left to the products of floats in attention.cpp.
+#pragma once
+
+#include <cmath>
+#include <utility>
+
+#include "integers.h"
+#include "softmax.h"
+
+// Whether it was done; where it was not, nothing that was written counts.
+template <class T>
+bool forward_in_integers(const Head<T>&) {
+  return false;
+}
+template <class T>
+bool backward_in_integers(const Head<T>&) {
+  return false;
+}
+
+#if defined(SMI_INTEGERS)
+
+constexpr int FEWEST = 20;       // tokens from which it pays
+constexpr float SHARPEST = 128;  // |q| |k| scale up to which scores err by less than 2^-9, and the softmax by less than a bfloat16's rounding
+
+class HeadInIntegers {
+ public:
+  explicit HeadInIntegers(const Head<bfloat16>& head) : head(head) {}
+
+  static bool may_take(const Head<bfloat16>& head) { return head.count >= FEWEST && head.count <= BLOCK && head.width == head.p.width; }
+
+  bool forward() {
+    float inverse[BLOCK];
+    if (!find_scores(head.input(2))) return false;
+    softmax(scores, count, columns, count, inverse, p.shares ? head.shares() : nullptr, p.lse ? head.lse() : nullptr);
+    if (!in_range(pairs_of_rows(head.input(2), count, width, b, column_step))) return false;
+    pairs_of_rows(rows(scores), count, columns, a, row_step);
+    for (int i = 0; i < count; ++i) row_step[i] *= inverse[i];
+    head.expect(head.input(0), p.stride[3]), head.expect(head.input(1), p.stride[3]);
+    give_product({a, 1, columns}, head.output());
+    return true;
+  }
+
+  bool backward() {
+    const float grad = transposed_pairs(head.gradient(), count, width, b, columns, column_step);
+    const float v = transposed_pairs(head.input(2), count, width, a, columns, row_step);
+    if (!in_range(grad) || !in_range(v) || !in_range(grad * v * std::abs(p.scale))) return false;
+    multiply(1, head.input(0), pulls);
+    if (p.shares) {
+      softmax_backward(head.shares(), scores, pulls, count, columns, p.scale);
+    } else {
+      if (!find_scores(head.input(1))) return false;
+      float lse[BLOCK];
+      for (int i = 0; i < columns; ++i) lse[i] = head.lse()[i < count ? i : count - 1];  // as columns past `count` hold the last query again
+      softmax_backward(scores, pulls, count, columns, lse, p.scale);
+    }
+    const Factor<Pair> by_key = {a, columns / 2, 1}, by_query = {a, 1, columns};
+    head.expect(head.input(1));
+    bool fits = in_range(pairs_of_rows(head.gradient(), count, width, b, column_step));
+    fits &= in_range(pairs_of_neighbours(scores, count, columns, a, row_step));
+    give_product(by_key, head.found(2));
+    head.expect(head.gradient(), p.width);
+    fits &= in_range(pairs_of_rows(head.input(0), count, width, b, column_step));
+    pairs_of_neighbours(pulls, count, columns, a, row_step);
+    give_product(by_key, head.found(1));
+    head.expect(head.input(2), p.stride[3]);
+    fits &= in_range(pairs_of_rows(head.input(1), count, width, b, column_step));
+    pairs_of_rows(rows(pulls), count, columns, a, row_step);
+    give_product(by_query, head.found(0));
+    return fits;
+  }
+
+ private:
+  // Whether a factor whose longest line has this norm can be trusted: zeros, or long enough for lines below LEAST not to matter. Not NaN.
+  static bool in_range(float norm) { return norm == 0 || (norm >= 1e-8f && norm <= 1e10f); }
+
+  // scale K Q^T to scores, [count, columns].
+  bool find_scores(Rows<const bfloat16> next) {
+    const float q = transposed_pairs(head.input(0), count, width, b, columns, column_step);
+    const float k = transposed_pairs(head.input(1), count, width, a, columns, row_step);
+    if (!in_range(q) || !in_range(k) || !(q * k * std::abs(p.scale) <= SHARPEST)) return false;
+    multiply(p.scale, next, scores);
+    return true;
+  }
+
+  // scale a^T b to `to`, [count, columns]; rows `next` are asked for before.
+  void multiply(float scale, Rows<const bfloat16> next, float* to) {
+    head.expect(next);
+    product_by_rows(count, columns, width / 2, Factor<Pair>{a, 1, columns}, b, columns, space,
+                    [&](int j, const int32_t* sums) { give(sums, row_step[j] * scale, column_step, to + j * columns, columns); });
+  }
+
+  // The product with b to rows of a tensor.
+  void give_product(Factor<Pair> factor, Rows<bfloat16> to) {
+    product_by_rows(count, width, (count + 1) / 2, factor, b, width, space,
+                    [&](int i, const int32_t* sums) { give(sums, row_step[i], column_step, to[i], width); });
+  }
+
+  Rows<const float> rows(const float* matrix) const { return {matrix, columns, nullptr}; }
+
+  template <class T>
+  T* take(int numbers) {
+    static_assert(sizeof(T) == sizeof(float));
+    return reinterpret_cast<T*>(std::exchange(memory, memory + numbers));
+  }
+
+  const Head<bfloat16>& head;
+  const AttentionParams& p = head.p;
+  const int count = head.count, width = head.width, columns = padded(count), widest = width > BLOCK ? width : BLOCK;
+  float* memory = scratch((4 * columns + width + widest) / 2 * columns + (MR + 2) * widest);
+  float *scores = take<float>(columns * columns), *pulls = take<float>(columns * columns);
+  Pair *a = take<Pair>(columns / 2 * widest), *b = take<Pair>(columns / 2 * width);  // of one product after the other, in the first-level cache
+  int32_t* space = take<int32_t>(MR * widest);
+  float *row_step = take<float>(widest), *column_step = take<float>(widest);
+};
+
+inline bool forward_in_integers(const Head<bfloat16>& head) { return HeadInIntegers::may_take(head) && HeadInIntegers(head).forward(); }
+inline bool backward_in_integers(const Head<bfloat16>& head) { return HeadInIntegers::may_take(head) && HeadInIntegers(head).backward(); }
+#endif
