@@ -181,8 +181,6 @@ def differentiable(operation: str, *args) -> Callable | None:
     costs as much as the work, so no more is asked here than must be."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    if (_forced.get() or backend()) not in ("auto", "cpu"):
-        return None
     wanted = False
     for arg in args:
         if type(arg) in PLAIN:
@@ -191,7 +189,8 @@ def differentiable(operation: str, *args) -> Callable | None:
             wanted = wanted or arg.requires_grad
         elif isinstance(arg, Tensor):
             return None
-    if not wanted or _get_current_dispatch_mode() or _len_torch_dispatch_stack_pre_dispatch() or peek_interpreter_stack():
+    watched = _get_current_dispatch_mode() or _len_torch_dispatch_stack_pre_dispatch() or peek_interpreter_stack()
+    if not wanted or watched or (_forced.get() or backend()) not in ("auto", "cpu"):
         return None
     find = _finder(operation)
     return find and find(*args)
@@ -199,7 +198,10 @@ def differentiable(operation: str, *args) -> Callable | None:
 
 @cache
 def _finder(operation: str) -> Callable | None:
-    return getattr(load(operation, "cpu"), "differentiable", None) if exists(operation, "cpu") else None
+    try:
+        return getattr(load(operation, "cpu"), "differentiable", None)
+    except BackendUnavailable:
+        return None
 
 
 class Availability(NamedTuple):

@@ -4,8 +4,6 @@
 
 namespace {
 
-using Params = AttentionParams;
-
 // Queries of a block: whole panels of columns, as many in each block, so that no short one is left over.
 inline int block_of(int count) {
   const int panels = padded(count > 0 ? count : 1) / NR, most = BLOCK / NR, blocks = (panels + most - 1) / most;
@@ -16,7 +14,7 @@ inline int block_of(int count) {
 // writes then fits into the first-level cache.
 template <class T>
 void forward_in_floats(const Head<T>& head) {
-  const Params& params = head.p;
+  const AttentionParams& params = head.p;
   const int count = head.count, width = head.width, size = block_of(count);
   const bool once = count <= size;
   const size_t whole = size_t(count) * width, part = size_t(size) * width;
@@ -41,7 +39,7 @@ void forward_in_floats(const Head<T>& head) {
 // P is what forward kept, or is recomputed from lse; the sums of P dP need no output. Rows that are no token's are not touched.
 template <class T>
 void backward_in_floats(const Head<T>& head) {
-  const Params& params = head.p;
+  const AttentionParams& params = head.p;
   const int count = head.count, width = head.width, size = block_of(count);
   const bool once = count <= size;
   const size_t whole = size_t(count) * width, part = size_t(size) * width, scores = size_t(count) * size;
@@ -62,7 +60,8 @@ void backward_in_floats(const Head<T>& head) {
       if (first == 0) head.copied(head.input(1), 0, count, k);
       product<false>(count, columns, width, {k, width, 1}, turned, columns, weights, columns);
       for (int t = 0; t < columns; ++t) lse[t] = t < block ? head.lse()[first + t] : 0;
-      softmax_backward(weights, dscores, count, columns, lse, params.scale);
+      shares_again(weights, count, columns, lse);
+      softmax_backward(weights, weights, dscores, count, columns, params.scale);
     }
     head.copied(head.gradient(), first, block, grad);
     const Left p = {weights, columns, 1}, ds = {dscores, columns, 1}, turned_ds = {dscores, 1, columns};
@@ -99,7 +98,7 @@ void backward_in_floats(const Head<T>& head) {
 }
 
 template <class T>
-void forward_head(const Params& params, int64_t task) {
+void forward_head(const AttentionParams& params, int64_t task) {
   const Head<T> head(params, task);
   if (!forward_in_integers(head)) forward_in_floats(head);
   for (int t = head.count; t < params.n; ++t) {
@@ -109,13 +108,13 @@ void forward_head(const Params& params, int64_t task) {
 }
 
 template <class T>
-void backward_head(const Params& params, int64_t task) {
+void backward_head(const AttentionParams& params, int64_t task) {
   const Head<T> head(params, task);
   if (!backward_in_integers(head)) backward_in_floats(head);
 }
 
-template <void (*HEAD)(const Params&, int64_t)>
-void heads(const Params& p, Part part) {
+template <void (*HEAD)(const AttentionParams&, int64_t)>
+void heads(const AttentionParams& p, Part part) {
   const int64_t first = part.first(p.batch * p.heads);
   share(part.last(p.batch * p.heads) - first, 8. * p.n * p.n * p.width, [&](int64_t begin, int64_t end) {
     for (int64_t task = first + begin; task < first + end; ++task) HEAD(p, task);
@@ -124,11 +123,11 @@ void heads(const Params& p, Part part) {
 
 }  // namespace
 
-extern "C" int64_t smi_attention_shares(const Params* p) { return shares_of(*p); }
+extern "C" int64_t smi_attention_shares(const AttentionParams* p) { return shares_of(*p); }
 
-#define EXPORT(dtype, T)                                                                                                     \
-  extern "C" void smi_attention_forward_##dtype(const Params* p, Part part) { heads<forward_head<T>>(*p, part); }            \
-  extern "C" void smi_attention_backward_##dtype(const Params* p, Part part) { heads<backward_head<T>>(*p, part); }
+#define EXPORT(dtype, T)                                                                                                    \
+  extern "C" void smi_attention_forward_##dtype(const AttentionParams* p, Part part) { heads<forward_head<T>>(*p, part); }  \
+  extern "C" void smi_attention_backward_##dtype(const AttentionParams* p, Part part) { heads<backward_head<T>>(*p, part); }
 EXPORT(float32, float)
 EXPORT(bfloat16, bfloat16)
 EXPORT(float16, _Float16)

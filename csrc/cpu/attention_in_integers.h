@@ -20,8 +20,9 @@ bool backward_in_integers(const Head<T>&) {
 
 #if defined(SMI_INTEGERS)
 
-constexpr int FEWEST = 20;       // tokens from which it pays
-constexpr float SHARPEST = 128;  // |q| |k| scale up to which scores err by less than 2^-9, and the softmax by less than a bfloat16's rounding
+constexpr int FEWEST = 20;      // tokens from which it pays
+constexpr float SHARPEST = 32;  // |q| |k| scale up to which scores err by ERROR times this, and at the very worst by 2^-7
+constexpr float CLOSE = 1e-3f;  // error of a result relative to it, half of what rounding P and dS to bfloat16 leads to
 
 class HeadInIntegers {
  public:
@@ -30,21 +31,20 @@ class HeadInIntegers {
   static bool may_take(const Head<bfloat16>& head) { return head.count >= FEWEST && head.count <= BLOCK && head.width == head.p.width; }
 
   bool forward() {
-    float inverse[BLOCK];
+    float inverse[BLOCK], squares = 0;
     if (!find_scores(head.input(2))) return false;
     softmax(scores, count, columns, count, inverse, p.shares ? head.shares() : nullptr, p.lse ? head.lse() : nullptr);
-    if (!in_range(pairs_of_rows(head.input(2), count, width, b, column_step))) return false;
+    const Norms v = pairs_of_rows(head.input(2), count, width, b, column_step);
     pairs_of_rows(rows(scores), count, columns, a, row_step);
-    for (int i = 0; i < count; ++i) row_step[i] *= inverse[i];
+    for (int i = 0; i < count; ++i) row_step[i] *= inverse[i], squares += row_step[i] * row_step[i];
     head.expect(head.input(0), p.stride[3]), head.expect(head.input(1), p.stride[3]);
-    give_product({a, 1, columns}, head.output());
-    return true;
+    return give_product({a, 1, columns}, LEVELS * std::sqrt(squares), v, head.output());
   }
 
   bool backward() {
-    const float grad = transposed_pairs(head.gradient(), count, width, b, columns, column_step);
-    const float v = transposed_pairs(head.input(2), count, width, a, columns, row_step);
-    if (!in_range(grad) || !in_range(v) || !in_range(grad * v * std::abs(p.scale))) return false;
+    const Norms grad = transposed_pairs(head.gradient(), count, width, b, columns, column_step);
+    const Norms v = transposed_pairs(head.input(2), count, width, a, columns, row_step);
+    if (!in_range(grad.all) || !in_range(v.all)) return false;
     multiply(1, head.input(0), pulls);
     if (p.shares) {
       softmax_backward(head.shares(), scores, pulls, count, columns, p.scale);
@@ -52,33 +52,34 @@ class HeadInIntegers {
       if (!find_scores(head.input(1))) return false;
       float lse[BLOCK];
       for (int i = 0; i < columns; ++i) lse[i] = head.lse()[i < count ? i : count - 1];  // as columns past `count` hold the last query again
-      softmax_backward(scores, pulls, count, columns, lse, p.scale);
+      shares_again(scores, count, columns, lse);
+      softmax_backward(scores, scores, pulls, count, columns, p.scale);
     }
     const Factor<Pair> by_key = {a, columns / 2, 1}, by_query = {a, 1, columns};
     head.expect(head.input(1));
-    bool fits = in_range(pairs_of_rows(head.gradient(), count, width, b, column_step));
-    fits &= in_range(pairs_of_neighbours(scores, count, columns, a, row_step));
-    give_product(by_key, head.found(2));
+    const Norms grads = pairs_of_rows(head.gradient(), count, width, b, column_step);
+    const float weights = pairs_of_neighbours(scores, count, columns, a, row_step).all;
+    if (!give_product(by_key, weights, grads, head.found(2))) return false;
     head.expect(head.gradient(), p.width);
-    fits &= in_range(pairs_of_rows(head.input(0), count, width, b, column_step));
-    pairs_of_neighbours(pulls, count, columns, a, row_step);
-    give_product(by_key, head.found(1));
+    const Norms q = pairs_of_rows(head.input(0), count, width, b, column_step);
+    const float dscores = pairs_of_neighbours(pulls, count, columns, a, row_step).all;  // of P (dP - mean): dP may be far larger than their difference
+    if (!(ERROR * grad.longest * v.longest * weights * std::abs(p.scale) <= 2 * CLOSE * dscores)) return false;
+    if (!give_product(by_key, dscores, q, head.found(1))) return false;
     head.expect(head.input(2), p.stride[3]);
-    fits &= in_range(pairs_of_rows(head.input(1), count, width, b, column_step));
+    const Norms k = pairs_of_rows(head.input(1), count, width, b, column_step);
     pairs_of_rows(rows(pulls), count, columns, a, row_step);
-    give_product(by_query, head.found(0));
-    return fits;
+    return give_product(by_query, dscores, k, head.found(0));
   }
 
  private:
-  // Whether a factor whose longest line has this norm can be trusted: zeros, or long enough for lines below LEAST not to matter. Not NaN.
-  static bool in_range(float norm) { return norm == 0 || (norm >= 1e-8f && norm <= 1e10f); }
+  // Whether a factor of this norm can be trusted: zeros, or large enough for lines below LEAST not to matter. Not NaN.
+  static bool in_range(float norm) { return norm == 0 || (norm >= 1e-13f && norm <= 1e10f); }
 
   // scale K Q^T to scores, [count, columns].
   bool find_scores(Rows<const bfloat16> next) {
-    const float q = transposed_pairs(head.input(0), count, width, b, columns, column_step);
-    const float k = transposed_pairs(head.input(1), count, width, a, columns, row_step);
-    if (!in_range(q) || !in_range(k) || !(q * k * std::abs(p.scale) <= SHARPEST)) return false;
+    const Norms q = transposed_pairs(head.input(0), count, width, b, columns, column_step);
+    const Norms k = transposed_pairs(head.input(1), count, width, a, columns, row_step);
+    if (!in_range(q.all) || !in_range(k.all) || !(q.longest * k.longest * std::abs(p.scale) <= SHARPEST)) return false;
     multiply(p.scale, next, scores);
     return true;
   }
@@ -90,10 +91,13 @@ class HeadInIntegers {
                     [&](int j, const int32_t* sums) { give(sums, row_step[j] * scale, column_step, to + j * columns, columns); });
   }
 
-  // The product with b to rows of a tensor.
-  void give_product(Factor<Pair> factor, Rows<bfloat16> to) {
+  // The product with b to rows of a tensor. Whether it is large enough beside its factors' norms for the error of their rounding.
+  bool give_product(Factor<Pair> factor, float norm, Norms right, Rows<bfloat16> to) {
+    if (!in_range(norm) || !in_range(right.all)) return false;
+    vec squares = {};
     product_by_rows(count, width, (count + 1) / 2, factor, b, width, space,
-                    [&](int i, const int32_t* sums) { give(sums, row_step[i], column_step, to[i], width); });
+                    [&](int i, const int32_t* sums) { squares += give(sums, row_step[i], column_step, to[i], width); });
+    return ERROR * norm * right.all <= CLOSE * std::sqrt(sum(squares));
   }
 
   Rows<const float> rows(const float* matrix) const { return {matrix, columns, nullptr}; }

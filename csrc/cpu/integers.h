@@ -1,6 +1,6 @@
 // Factors of products as pairs of 16-bit integers. A product sums over k: every row of its left factor and every column of its right one, a *line*, is
-// rounded to whole multiples of its own step, so that its Euclidean norm is LEVELS of them. By Cauchy and Schwarz no sum then passes LEVELS^2, half of
-// what 32 bits hold, and rounding adds an error of some 1e-5 of the product of the two lines' norms, a tenth of what rounding one factor to bfloat16 adds.
+// rounded to whole multiples of its own step, so that its Euclidean norm is LEVELS of them. By Cauchy and Schwarz no sum then passes LEVELS^2 by much,
+// half of what 32 bits hold, and rounding adds an error of about ERROR times the product of the two lines' norms.
 #pragma once
 
 #include <cmath>
@@ -9,28 +9,33 @@
 
 #if defined(SMI_INTEGERS)
 
-constexpr float LEVELS = 32767;
-constexpr float LEAST = 1e-15f;  // the norm that shorter lines are rounded like, because of the range of their squares
+constexpr float LEVELS = 32767, ERROR = 1.25e-5f;  // 1 / (LEVELS sqrt(6)), if roundings are independent
+constexpr float LEAST = 1e-15f;                    // shorter lines have the step of one of this norm, because of the range of their squares
 
-// The longest of some lines.
-struct Longest {
-  uvec squares = {};  // as bits, by which NaN is more than infinity, and that more than all others
+struct Norms {
+  float longest, all;  // of one line, of all numbers; NaN or infinite where a number is
+};
 
-  // The inverse of the steps of V lines, given the sums of their squares; the steps to `step`.
-  vec inverse(vec sums, float* step) {
-    squares = uvec(sums) > squares ? uvec(sums) : squares;
-    const vec norm = sqrt(sums), length = norm > LEAST ? norm : broadcast(LEAST);
+// Takes note of lines, and says how they are to be rounded.
+class Lines {
+ public:
+  // The inverse of the steps of V lines with these sums of squares; the steps to `step`.
+  vec inverse(vec squares, float* step) {
+    total += squares;
+    most = squares > most ? squares : most;
+    const vec norm = sqrt(squares), length = norm > LEAST ? norm : broadcast(LEAST);
     store(step, length * (1 / LEVELS));
     return LEVELS / length;
   }
 
-  float norm() const {
-    uint32_t top = 0;
-    for (int i = 0; i < V; ++i) top = squares[i] > top ? squares[i] : top;
-    float sum;
-    memcpy(&sum, &top, sizeof sum);
-    return std::sqrt(sum);
+  Norms norms() const {
+    float top = 0;
+    for (int i = 0; i < V; ++i) top = most[i] > top ? most[i] : top;
+    return {std::sqrt(top), std::sqrt(sum(total))};
   }
+
+ private:
+  vec most = {}, total = {};
 };
 
 // 2 V numbers of a row as two vectors: of bfloat16s the even and the odd ones, which takes no shuffle.
@@ -38,11 +43,11 @@ inline void halves(const float* from, vec* x) { x[0] = load(from), x[1] = load(f
 inline void halves(ivec both, vec* x) { x[0] = vec(both << 16), x[1] = vec(both & int32_t(0xffff0000)); }
 inline void halves(const bfloat16* from, vec* x) { halves(load(reinterpret_cast<const int32_t*>(from)), x); }
 
-// Below, `step` gets the step of every line, and the norm of the longest is returned: NaN or infinite where a number is.
+// Below, `step` gets the step of every line.
 
 // Rows as lines, pairs of neighbours, transposed to [width / 2, columns]; columns past `rows` hold the last row again.
-inline float transposed_pairs(Rows<const bfloat16> from, int rows, int width, Pair* to, int columns, float* step) {
-  Longest longest;
+inline Norms transposed_pairs(Rows<const bfloat16> from, int rows, int width, Pair* to, int columns, float* step) {
+  Lines lines;
   for (int t = 0; t < columns; t += V) {
     const bfloat16* row[V];
     for (int i = 0; i < V; ++i) row[i] = from[t + i < rows ? t + i : rows - 1];
@@ -57,18 +62,18 @@ inline float transposed_pairs(Rows<const bfloat16> from, int rows, int width, Pa
         store(to + (d + i) * columns + t, ivec(block[i]));
       }
     }
-    const vec inverse = longest.inverse(squares[0] + squares[1] + squares[2] + squares[3], step + t);
+    const vec inverse = lines.inverse(squares[0] + squares[1] + squares[2] + squares[3], step + t);
     for (Pair* at = to + t; at < to + width / 2 * columns; at += columns) {
       halves(load(at), x);
       store(at, pairs(x[0], x[1], inverse));
     }
   }
-  return longest.norm();
+  return lines.norms();
 }
 
 // Columns as lines: N times 2 V of them, of rows [count], as pairs of rows [(count + 1) / 2, width]. Columns and steps are in the order of `halves`.
 template <int N, class T>
-inline void columns_of(Rows<const T> rows, int count, int width, Pair* to, float* step, Longest* longest) {
+inline void columns_of(Rows<const T> rows, int count, int width, Pair* to, float* step, Lines* lines) {
   static constexpr T none[N * NR] = {};
   vec squares[2][2 * N] = {}, inverse[2 * N], x[2], y[2];
   const auto next = [&](int t) { return t + 1 < count ? rows[t + 1] : none; };
@@ -81,7 +86,7 @@ inline void columns_of(Rows<const T> rows, int count, int width, Pair* to, float
       squares[1][2 * i] += y[0] * y[0], squares[1][2 * i + 1] += y[1] * y[1];
     }
   }
-  for (int i = 0; i < 2 * N; ++i) inverse[i] = longest->inverse(squares[0][i] + squares[1][i], step + i * V);
+  for (int i = 0; i < 2 * N; ++i) inverse[i] = lines->inverse(squares[0][i] + squares[1][i], step + i * V);
   for (int t = 0; t < count; t += 2, to += width) {
     const T *one = rows[t], *other = next(t);
 #pragma GCC unroll 2
@@ -95,17 +100,17 @@ inline void columns_of(Rows<const T> rows, int count, int width, Pair* to, float
 
 // The same for all columns, a cache line of bfloat16s at a time.
 template <class T>
-inline float pairs_of_rows(Rows<const T> rows, int count, int width, Pair* to, float* step) {
-  Longest longest;
+inline Norms pairs_of_rows(Rows<const T> rows, int count, int width, Pair* to, float* step) {
+  Lines lines;
   int d = 0;
-  for (; d + 2 * NR <= width; d += 2 * NR, rows.at += 2 * NR) columns_of<2>(rows, count, width, to + d, step + d, &longest);
-  if (d < width) columns_of<1>(rows, count, width, to + d, step + d, &longest);
-  return longest.norm();
+  for (; d + 2 * NR <= width; d += 2 * NR, rows.at += 2 * NR) columns_of<2>(rows, count, width, to + d, step + d, &lines);
+  if (d < width) columns_of<1>(rows, count, width, to + d, step + d, &lines);
+  return lines.norms();
 }
 
 // Rows of floats as lines, pairs of neighbours, [rows, width / 2], at most BLOCK rows. There is room for the steps of whole vectors of them.
-inline float pairs_of_neighbours(const float* from, int rows, int width, Pair* to, float* step) {
-  Longest longest;
+inline Norms pairs_of_neighbours(const float* from, int rows, int width, Pair* to, float* step) {
+  Lines lines;
   float inverse[BLOCK];
   for (int t = 0; t < rows; t += V) {
     __m256 squares[V];
@@ -121,11 +126,11 @@ inline float pairs_of_neighbours(const float* from, int rows, int width, Pair* t
     transpose_8x8(squares);
     vec total = {};
     for (int i = 0; i < V; ++i) total += vec(squares[i]);
-    store(inverse + t, longest.inverse(total, step + t));
+    store(inverse + t, lines.inverse(total, step + t));
   }
   for (int t = 0; t < rows; ++t)
     for (int d = t * width; d < (t + 1) * width; d += NR) store_pairs(to + d / 2, load(from + d) * inverse[t], load(from + d + V) * inverse[t]);
-  return longest.norm();
+  return lines.norms();
 }
 
 // Integer sums of products of lines, as numbers: a row whose line on the left has this step times columns with those.
@@ -137,10 +142,14 @@ inline void give(const int32_t* sums, float row, const float* column, float* to,
   for (int d = 0; d < width; d += V) store(to + d, number(sums + d, row, column + d));
 }
 
-inline void give(const int32_t* sums, float row, const float* column, bfloat16* to, int width) {  // columns in the order of `halves`; finite numbers
+// Of columns in the order of `halves`, finite numbers. Returns V sums of their squares.
+inline vec give(const int32_t* sums, float row, const float* column, bfloat16* to, int width) {
+  vec squares = {};
   for (int d = 0; d < width; d += NR) {
-    const uvec even = rounded(number(sums + d, row, column + d)), odd = rounded(number(sums + d + V, row, column + d + V));
-    store(reinterpret_cast<int32_t*>(to + d), ivec(even | odd << 16));
+    const vec even = number(sums + d, row, column + d), odd = number(sums + d + V, row, column + d + V);
+    squares += even * even + odd * odd;
+    store(reinterpret_cast<int32_t*>(to + d), ivec(rounded(even) | rounded(odd) << 16));
   }
+  return squares;
 }
 #endif

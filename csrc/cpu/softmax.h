@@ -33,22 +33,16 @@ inline void softmax(float* scores, int count, int columns, int block, float* inv
   }
 }
 
-// Scores and dP, both [count, columns], to P and scale * dS, by lse of the columns.
-inline void softmax_backward(float* scores, float* pulls, int count, int columns, const float* lse, float scale) {
+// Scores [count, columns] to shares again, by lse of the columns.
+inline void shares_again(float* scores, int count, int columns, const float* lse) {
   for (int j = 0; j < columns; j += V) {
-    float *row = scores + j, *pull = pulls + j;
     const vec shift = load(lse + j);
-    vec mean = {};
-    for (int t = 0; t < count; ++t) {
-      const vec x = exp2((load(row + t * columns) - shift) * LOG2E);
-      store(row + t * columns, x);
-      mean += x * load(pull + t * columns);
-    }
-    for (int t = 0; t < count; ++t) store(pull + t * columns, load(row + t * columns) * (load(pull + t * columns) - mean) * scale);
+    for (float* at = scores + j; at < scores + count * columns; at += columns) store(at, exp2((load(at) - shift) * LOG2E));
   }
 }
 
-// The same from the shares that `softmax` kept; P to `scores`. They are divided by their own sum, so that rounded ones are a softmax again.
+// Shares and dP, both [count, columns], to P, to `scores`, and scale * dS. Shares are divided by their own sum, so that rounded ones, and those of
+// scores that are not forward's to the last bit, are a softmax again.
 template <class T>
 inline void softmax_backward(const T* shares, float* scores, float* pulls, int count, int columns, float scale) {
   for (int j = 0; j < columns; j += V) {

@@ -19,6 +19,7 @@ constexpr int V = 4;
 constexpr int MR = 6;
 #endif
 constexpr int NR = 2 * V;  // columns of a tile
+constexpr float WHOLE = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to a whole number, and that lies in the lower bits
 
 typedef float vec __attribute__((vector_size(4 * V)));
 typedef int32_t ivec __attribute__((vector_size(4 * V)));
@@ -83,9 +84,7 @@ inline void store(bfloat16* p, vec left, vec right) {
   const __m256i packed = _mm256_packus_epi32(__m256i(rounded(left)), __m256i(rounded(right)));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
 }
-#endif
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
 #define SMI_INTEGERS  // this processor multiplies and adds pairs of 16-bit integers to sums of 32 bits faster than floats
 
 struct Pair {
@@ -111,8 +110,7 @@ inline ivec broadcast(Pair x) {
 inline ivec multiply_add(ivec x, ivec y, ivec sum) { return sum + ivec(_mm256_madd_epi16(__m256i(x), __m256i(y))); }
 
 inline ivec pairs(vec first, vec second, vec factor) {  // times factor, rounded to nearest, up to 32767
-  const float shift = 12582912.f;                       // 1.5 * 2^23: adding it leaves a whole number in the lower half
-  const __m256i low = __m256i(first * factor + shift), high = _mm256_slli_epi32(__m256i(second * factor + shift), 16);
+  const __m256i low = __m256i(first * factor + WHOLE), high = _mm256_slli_epi32(__m256i(second * factor + WHOLE), 16);
   return ivec(_mm256_blend_epi16(low, high, 0xaa));
 }
 
@@ -140,12 +138,11 @@ inline void from_float(bfloat16* p, float x) {
 
 // e^x to one unit in the last place; 0 below the smallest normal number, so that exp(-inf) = 0.
 inline vec exp(vec x) {
-  const float shift = 12582912.f;  // 1.5 * 2^23: adding it rounds to a whole number
   vec clamped = x > 88.f ? broadcast(88.f) : x;
-  vec n = clamped * 1.44269504f + shift;
+  vec n = clamped * 1.44269504f + WHOLE;
   ivec exponent;
   memcpy(&exponent, &n, sizeof n);
-  n -= shift;
+  n -= WHOLE;
   vec r = clamped - n * 0.693359375f + n * 2.12194440e-4f;  // ln 2 in two parts
   vec p = 1.9875691500e-4f * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -162,8 +159,7 @@ inline vec exp(vec x) {
 
 // 2^x to one unit in the last place, for x up to 127; 0 below the smallest normal number. NaN stays NaN.
 inline vec exp2(vec x) {
-  const float shift = 12582912.f;  // as above
-  const vec n = x + shift - shift, r = x - n;
+  const vec n = x + WHOLE - WHOLE, r = x - n;
   vec p = 1.5345812e-4f * r + 1.3399931e-3f;
   p = p * r + 9.6184890e-3f;
   p = p * r + 5.5503288e-2f;

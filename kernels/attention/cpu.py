@@ -1,4 +1,4 @@
-"""Attention on the CPU in C++ (csrc/cpu): a head at a time in a core's own cache, float32 arithmetic."""
+"""Attention on the CPU in C++ (csrc/cpu): a head at a time in a core's own cache."""
 
 import ctypes
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def unavailable() -> str | None:
 
 def differentiable(qkv: Tensor, *_) -> Callable | None:
     """The operation with its gradient in C++ (csrc/autograd/attention.cpp), for `dispatch.differentiable`; None where it cannot be built."""
-    return host.operation("attention_eager") if qkv.dtype in DTYPES and not unavailable() else None
+    return None if unsupported("forward", qkv) else host.operation("attention_eager")
 
 
 def unsupported(function: str, *args) -> str | None:

@@ -12,7 +12,7 @@ from tests.kernels import checks
 from tests.kernels.test_attention import arguments
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")
-SIZES = [(20, 16), (47, 64), (50, 72), (80, 128)]  # of tokens and width: with shares of the softmax and with lse
+SIZES = [(21, 16), (47, 64), (50, 80), (51, 72), (80, 128)]  # of tokens and width; 72 is left to floats
 
 
 def token(which, factor):
@@ -58,7 +58,44 @@ def far_from_zero(qkv, grad):
     qkv += 8
 
 
+def ignored(which, factor):
+    """Nobody attends token 3, of which `which` is larger than all others."""
+
+    def change(qkv, grad):
+        along = torch.nn.functional.normalize(torch.randn(qkv.shape[-1], dtype=qkv.dtype), dim=0)
+        qkv[:, :, 0] += 6 * along
+        qkv[:, 3, 1] = -3 * qkv.shape[-1] ** 0.5 * along
+        qkv[:, 3, which] *= factor
+
+    return change
+
+
+def one_channel_each_way(qkv, grad):
+    """What weights of values and of the output leave free: a channel of values a thousand times as large, its gradient as much smaller."""
+    qkv[:, :, 2, :, 5] *= 1000
+    grad.unflatten(2, qkv.shape[3:])[..., 5] /= 1000
+
+
+def centred(qkv, grad):
+    qkv[:, :, 2] -= qkv[:, :, 2].mean(1, keepdim=True)
+
+
+def constant(qkv, grad):
+    """Queries and keys of equal numbers but for one, for which roundings add up."""
+    varying = qkv[:, :, :2, :, 5].clone()
+    qkv[:, :, :2] = (30 / qkv.shape[-1] ** 0.5) ** 0.5
+    qkv[:, :, :2, :, 5] = varying
+
+
 HARD = {
+    "value ignored": [ignored(2, 1000)],
+    "value ignored, larger": [ignored(2, 1e4)],
+    "key ignored": [all_of(1, 0.12), ignored(1, 1)],
+    "channel each way": [one_channel_each_way],
+    "one query": [all_of(0, 0.04), token(0, 100)],
+    "one query, larger": [all_of(0, 0.003), token(0, 1000)],
+    "mean of centred values": [all_of(0, 0), centred],
+    "constant": [constant],
     "channels of 100": [channel(0, 100), channel(1, 0.1), channel(2, 100)],
     "channel of values": [channel(2, 1e4)],
     "tokens of 30": [token(0, 30), token(2, 30)],
@@ -72,6 +109,7 @@ HARD = {
     "no gradient": [gradient(0)],
     "tiny values": [all_of(2, 1e-12)],
     "tiny gradient": [gradient(1e-18)],
+    "smaller values and gradient": [all_of(2, 1e-8), gradient(1e-8)],
     "small values and gradient": [all_of(2, 1e-6), gradient(1e-6)],
     "huge values": [all_of(2, 1e12)],
     "huge queries, tiny keys": [all_of(0, 1e14), all_of(1, 1e-14)],
