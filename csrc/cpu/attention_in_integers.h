@@ -21,7 +21,7 @@ bool backward_in_integers(const Head<T>&) {
 #if defined(SMI_INTEGERS)
 
 constexpr int FEWEST = 20;      // tokens from which it pays
-constexpr float SHARPEST = 32;  // |q| |k| scale up to which scores err by ERROR times this, and at the very worst by 2^-7
+constexpr float SHARPEST = 32;  // |q| |k| scale up to which scores err by ERROR times this; at the very worst, 64 wide, by 2^-7
 constexpr float CLOSE = 1e-3f;  // error of a result relative to it, half of what rounding P and dS to bfloat16 leads to
 
 class HeadInIntegers {
@@ -95,6 +95,7 @@ class HeadInIntegers {
   bool give_product(Factor<Pair> factor, float norm, Norms right, Rows<bfloat16> to) {
     if (!in_range(norm) || !in_range(right.all)) return false;
     vec squares = {};
+    head.expect(to);
     product_by_rows(count, width, (count + 1) / 2, factor, b, width, space,
                     [&](int i, const int32_t* sums) { squares += give(sums, row_step[i], column_step, to[i], width); });
     return ERROR * norm * right.all <= CLOSE * std::sqrt(sum(squares));

@@ -50,6 +50,14 @@ struct Head {
     }
   }
 
+  // Asks for rows that will be written soon.
+  void expect(Rows<T> to) const {
+    for (int t = 0; t < count; ++t) {
+      const char* row = reinterpret_cast<const char*>(to[t]);
+      for (int64_t byte = 0; byte < p.width * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(row + byte, 1);
+    }
+  }
+
   // Rows first, first + 1, ... as floats [rows, width], zeros past D: copied to `to`.
   Left copied(Rows<const T> from, int first, int rows, float* to) const {
     const int real = int(p.width), all = width;  // copies: the compiler cannot know that `to` is not one of them
