@@ -43,18 +43,17 @@ struct Head {
 
   // Asks for rows that will be copied soon: of this head, or of the next, `next` numbers further.
   void expect(Rows<const T> from, int64_t next = 0) const {
-    if (next && h + 1 == p.heads) return;
-    for (int t = 0; t < count; ++t) {
-      const char* row = reinterpret_cast<const char*>(from[t] + next);
-      for (int64_t byte = 0; byte < p.width * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(row + byte);
-    }
+    if (!next || h + 1 < p.heads) ask<0>(from, next);
   }
 
   // Asks for rows that will be written soon.
-  void expect(Rows<T> to) const {
+  void expect(Rows<T> to) const { ask<1>(to, 0); }
+
+  template <int WRITE, class U>
+  void ask(Rows<U> rows, int64_t next) const {
     for (int t = 0; t < count; ++t) {
-      const char* row = reinterpret_cast<const char*>(to[t]);
-      for (int64_t byte = 0; byte < p.width * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(row + byte, 1);
+      const char* row = reinterpret_cast<const char*>(rows[t] + next);
+      for (int64_t byte = 0; byte < p.width * int64_t(sizeof(T)); byte += 64) __builtin_prefetch(row + byte, WRITE);
     }
   }
 

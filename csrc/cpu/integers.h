@@ -13,7 +13,7 @@ constexpr float LEVELS = 32767, ERROR = 1.25e-5f;  // 1 / (LEVELS sqrt(6)), if r
 constexpr float LEAST = 1e-15f;                    // shorter lines have the step of one of this norm, because of the range of their squares
 
 struct Norms {
-  float longest, all;  // of one line, of all numbers; NaN or infinite where a number is
+  float longest, all;  // of one line; of all numbers, NaN or infinite where one of them is
 };
 
 // Takes note of lines, and says how they are to be rounded.
