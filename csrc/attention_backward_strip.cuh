@@ -18,9 +18,10 @@ template <class T, int BD, int TILES>
 DEVICE void strip_of_queries(float (&b_dq)[BD / 16][2][4], const AttentionParams& p, const Place& at, uint32_t s_q, uint32_t s_k, uint32_t s_v, uint32_t s_do,
                              uint32_t s_p, uint32_t s_ds) {
     const int o_q = at.i_w * TILE + at.lane / 4;  // this lane's rows are o_q and o_q + 8
+    const float log2_e = at.real > 1 ? LOG2_E : 0.f;  // a token alone has the weight one, whatever its score is rounded to
     float b_lse[2], b_delta[2] = {};
 #pragma unroll
-    for (int r = 0; r < 2; r++) b_lse[r] = o_q + 8 * r < at.real ? at.lse(p)[o_q + 8 * r] * LOG2_E : INFINITE;
+    for (int r = 0; r < 2; r++) b_lse[r] = o_q + 8 * r < at.real ? at.lse(p)[o_q + 8 * r] * log2_e : INFINITE;
     float b_s[TILES][2][4] = {}, b_dp[TILES][2][4] = {};  // [16, 16 TILES]
 #pragma unroll
     for (int k = 0; k < BD / 16; k++) {
@@ -41,7 +42,7 @@ DEVICE void strip_of_queries(float (&b_dq)[BD / 16][2][4], const AttentionParams
         const int o_k = t * TILE + at.lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const float e = exp2_fast(b_s[t][i / 4][i % 4] * (p.scale * LOG2_E) - b_lse[i / 2 % 2]);
+            const float e = exp2_fast(b_s[t][i / 4][i % 4] * (p.scale * log2_e) - b_lse[i / 2 % 2]);
             b_s[t][i / 4][i % 4] = o_k + i / 4 * 8 + i % 2 < at.real ? e : 0.f;
             b_delta[i / 2 % 2] += b_s[t][i / 4][i % 4] * b_dp[t][i / 4][i % 4];
         }

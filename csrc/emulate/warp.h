@@ -58,6 +58,7 @@ inline uint16_t narrow<fp16>(float x) {
     const float size = std::fabs(x);
     if (x != x) return 0x7fff;
     if (size >= 65520.f) return sign | 0x7c00;
+    if (size == 0) return sign;                       // frexp gives it the exponent 0
     int exponent;
     std::frexp(size, &exponent);                      // size = m 2^exponent, m in [1/2, 1)
     const int place = std::max(exponent - 11, -24);   // exponent of the last bit kept

@@ -88,9 +88,10 @@ def attention_fwd(
 
 @triton.jit
 def weights_and_gradient(b_q, b_do, b_k, b_v, b_lse, m_s, scale):
-    """P^T and dP^T of one tile, float32 [BS, BT]: keys are rows, so that dV and dK take them from registers as they lie."""
+    """P^T and dP^T of one tile, float32 [BS, BT]: keys are rows, so that dV and dK take them from registers as they lie. b_lse and
+    scale are those of powers of two."""
     # [BS, BT]
-    b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * (scale * LOG2E)
+    b_s = tl.dot(b_k, tl.trans(b_q), input_precision="ieee") * scale
     b_p = tl.where(m_s[:, None], tl.exp2(b_s - b_lse[None, :]), 0.0)
     return b_p, tl.dot(b_v, tl.trans(b_do), input_precision="ieee")
 
@@ -103,9 +104,11 @@ def attention_bwd(
 ):  # fmt: skip
     """One program: dq, dk and dv of one head. All keys and values stay on the chip, in NS tiles of BS rows, the last of BE; BT queries at a time pass
     by and meet every key, so delta = sum(P dP) needs no output of the forward and dq is complete at once."""
+    OWN_SUM: tl.constexpr = p_qkv.dtype.element_ty == tl.float32  # P / sum(P): lse is rounded, which 16 bits do not show
     i_bh = tl.program_id(0)
     i_b, i_h = (i_bh // H).to(tl.int64), i_bh % H
     end = real_tokens(p_lengths, i_b, n, USE_LENGTHS)
+    log2e = tl.where(end > 1, LOG2E, 0.0)  # a token alone has the weight one, whatever its score is rounded to
 
     o_d = tl.arange(0, BD)
     m_d = o_d < D
@@ -130,17 +133,24 @@ def attention_bwd(
         # [BT, BD]
         b_q = tl.load(p_q + row_offsets(p_index, i_b, n, o_t, m_t, s_t, USE_INDEX)[:, None], mask=m_td, other=0.0)
         b_do = tl.load(p_do + o_t[:, None] * (H * D), mask=m_td, other=0.0)
-        # [BT]; a query past the end has weight exp2(-inf) = 0
-        b_lse = tl.load(p_lse + (i_b * H + i_h) * n + o_t, mask=m_t, other=float("inf")) * LOG2E
+        # [BT]; a query past the end has weights, but no gradient to weigh
+        b_lse = tl.load(p_lse + (i_b * H + i_h) * n + o_t, mask=m_t, other=0.0) * log2e
+        b_l = tl.zeros([BT], tl.float32)
         b_delta = tl.zeros([BT], tl.float32)
         b_p, b_dp = (), ()
         for j in tl.static_range(NS):
             m_s = j * BS + tl.arange(0, BS if j < NS - 1 else BE) < end
             # [BS, BT]
-            b_p_j, b_dp_j = weights_and_gradient(b_q, b_do, b_k[j], b_v[j], b_lse, m_s, scale)
+            b_p_j, b_dp_j = weights_and_gradient(b_q, b_do, b_k[j], b_v[j], b_lse, m_s, scale * log2e)
+            b_l += tl.sum(b_p_j, 0)
             b_delta += tl.sum(b_p_j * b_dp_j, 0)
             b_p += (b_p_j,)
             b_dp += (b_dp_j,)
+        if OWN_SUM:
+            b_p_old, b_p = b_p, ()
+            for j in tl.static_range(NS):
+                b_p += (b_p_old[j] / b_l[None, :],)
+            b_delta /= b_l
         # [BT, BD]
         b_dq = tl.zeros([BT, BD], tl.float32)
         b_dk_old, b_dv_old = b_dk, b_dv
@@ -247,7 +257,7 @@ def attention_bwd_keys(
         b_lse = tl.load(p_lse + (i_b * H + i_h) * n + o_t, mask=m_t, other=float("inf")) * LOG2E
         b_delta = tl.load(p_delta + (i_b * H + i_h) * n + o_t, mask=m_t, other=0.0)
         # [BS, BT]
-        b_p, b_dp = weights_and_gradient(b_q, b_do, b_k, b_v, b_lse, m_s, scale)
+        b_p, b_dp = weights_and_gradient(b_q, b_do, b_k, b_v, b_lse, m_s, scale * LOG2E)
         b_ds = (b_p * (b_dp - b_delta[None, :])).to(b_q.dtype)
         # [BS, BD]
         b_dv = tl.dot(b_p.to(b_q.dtype), b_do, b_dv, input_precision="ieee")

@@ -86,6 +86,15 @@ def test_index_and_lengths_alone_in_int32_and_float16(library, n, indexed, ragge
 
 
 @needs_compiler
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [16, 72, 80, 128])
+def test_a_token_alone_has_the_weight_one(library, width, dtype):
+    """Whatever its score is rounded to: the rule allows no error where PyTorch makes none."""
+    for _ in range(8):
+        check(library, example(1, width, dtype, True, False), dtype)
+
+
+@needs_compiler
 @pytest.mark.parametrize(("n", "width"), [(33, 72), (65, 8), (17, 24), (120, 128), (192, 80), (256, 32)])
 def test_padded_widths_and_the_largest_sizes(library, n, width):
     check(library, example(n, width, torch.bfloat16, False, False), torch.bfloat16)
