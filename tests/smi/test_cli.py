@@ -173,7 +173,8 @@ def test_out_of_memory(tmp_path, capsys, monkeypatch):
 
     room = int(memory.step_memory(describe(digits()), 2, 64, Mode(torch.float32)).beside_weights * memory.CPU_SLACK) + 1
     monkeypatch.setattr(memory, "available_memory", lambda device: room)
-    fails(capsys, ["invert", "-o", tmp_path / "out", "--method", "dense", "-n", "64", "--iterations", "3"], 1, "out of memory", "--batch-size 2")
+    dense = ["invert", "-o", tmp_path / "out", "--method", "dense", "-n", "64", "--iterations", "3", "--dtype", "float32"]
+    fails(capsys, dense, 1, "out of memory", "--batch-size 2")
     monkeypatch.setattr(memory, "available_memory", lambda device: 1000)
     fails(capsys, ["invert", "-o", tmp_path / "out", *QUICK], 1, "not even one fits")
 

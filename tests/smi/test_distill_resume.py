@@ -77,6 +77,10 @@ def taken():
     return len(open(log).readlines()) if os.path.exists(log) else 0
 
 
+def ended(child):  # it may be through before it is killed
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 while True:
     child = os.fork()
     if child == 0:
@@ -85,10 +89,10 @@ while True:
                     output=folder, progress=False, on_step=lambda step, loss: open(log, "a").write(f"{step}\\n"))
         os._exit(0)
     if kills < 10:
-        started, steps = taken(), random.randint(1, 9)
-        while taken() < started + steps:
+        started, steps = taken(), random.randint(1, 6)
+        while taken() < started + steps and not ended(child):
             time.sleep(0.001)
-        time.sleep(random.uniform(0, 0.03))
+        time.sleep(random.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
         kills += 1
     _, status = os.waitpid(child, 0)

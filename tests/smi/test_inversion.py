@@ -243,9 +243,9 @@ def test_out_of_memory_says_which_batch_fits(vit, monkeypatch):
 
     room = int(memory.step_memory(describe(vit), 4, 16, engine.Mode(torch.float32)).beside_weights * memory.CPU_SLACK) + 1
     monkeypatch.setattr(memory, "available_memory", lambda device: room)
-    smi.invert(vit, method="dense", num_images=4, batch_size=4, **QUICK)
+    smi.invert(vit, method="dense", num_images=4, batch_size=4, dtype="float32", **QUICK)
     with pytest.raises(RunError, match="a batch of 5 trajectories needs .* about 4 fit: pass batch_size=4"):
-        smi.invert(vit, method="dense", num_images=5, batch_size=5, **QUICK)
+        smi.invert(vit, method="dense", num_images=5, batch_size=5, dtype="float32", **QUICK)
 
 
 def test_memory_estimate_counts_what_a_pass_holds(vit):
