@@ -1,8 +1,19 @@
 // Attention, a head at a time: everything a head needs lies in a core's own cache, scores for BLOCK queries at a time. The mathematics are in
 // kernels/attention/README.md.
+#include "attention_in_bfloat16s.h"
 #include "attention_in_integers.h"
 
 namespace {
+
+// Whether products of pairs of 16-bit numbers, which bfloat16s may have, did it; where they did not, nothing that was written counts.
+template <class T>
+bool forward_in_pairs(const Head<T>&) {
+  return false;
+}
+template <class T>
+bool backward_in_pairs(const Head<T>&) {
+  return false;
+}
 
 // Queries of a block: whole panels of columns, as many in each block, so that no short one is left over.
 inline int block_of(int count) {
@@ -100,7 +111,7 @@ void backward_in_floats(const Head<T>& head) {
 template <class T>
 void forward_head(const AttentionParams& params, int64_t task) {
   const Head<T> head(params, task);
-  if (!forward_in_integers(head)) forward_in_floats(head);
+  if (!forward_in_pairs(head)) forward_in_floats(head);
   for (int t = head.count; t < params.n; ++t) {
     memset(head.output()[t], 0, params.width * sizeof(T));
     if (params.lse) head.lse()[t] = 0;
@@ -110,7 +121,7 @@ void forward_head(const AttentionParams& params, int64_t task) {
 template <class T>
 void backward_head(const AttentionParams& params, int64_t task) {
   const Head<T> head(params, task);
-  if (!backward_in_integers(head)) backward_in_floats(head);
+  if (!backward_in_pairs(head)) backward_in_floats(head);
 }
 
 template <void (*HEAD)(const AttentionParams&, int64_t)>

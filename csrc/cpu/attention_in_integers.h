@@ -8,16 +8,6 @@
 #include "integers.h"
 #include "softmax.h"
 
-// Whether it was done; where it was not, nothing that was written counts.
-template <class T>
-bool forward_in_integers(const Head<T>&) {
-  return false;
-}
-template <class T>
-bool backward_in_integers(const Head<T>&) {
-  return false;
-}
-
 #if defined(SMI_INTEGERS)
 
 constexpr int FEWEST = 20;      // tokens from which it pays
@@ -119,6 +109,6 @@ class HeadInIntegers {
   float *row_step = take<float>(widest), *column_step = take<float>(widest);
 };
 
-inline bool forward_in_integers(const Head<bfloat16>& head) { return HeadInIntegers::may_take(head) && HeadInIntegers(head).forward(); }
-inline bool backward_in_integers(const Head<bfloat16>& head) { return HeadInIntegers::may_take(head) && HeadInIntegers(head).backward(); }
+inline bool forward_in_pairs(const Head<bfloat16>& head) { return HeadInIntegers::may_take(head) && HeadInIntegers(head).forward(); }
+inline bool backward_in_pairs(const Head<bfloat16>& head) { return HeadInIntegers::may_take(head) && HeadInIntegers(head).backward(); }
 #endif

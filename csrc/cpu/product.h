@@ -16,35 +16,39 @@ struct Factor {
 };
 using Left = Factor<float>;
 
-// R rows, R <= MR, times NR columns. b: [depth, ldb], its first NR columns are read. Inlined, because a call costs as much as ten of its steps.
-template <int R, bool ADD, class T, class S>
+// R rows, R <= MR, times N vectors of columns, N <= 2. b: [depth, ldb], as many of its first columns are read. Inlined, because a call costs as much as
+// ten of its steps.
+template <int R, int N, bool ADD, class T, class S>
 [[gnu::always_inline]] inline void tile(Factor<T> a, const T* b, ptrdiff_t ldb, int depth, S* c, ptrdiff_t ldc) {
-  using Vector = decltype(load(b));
-  Vector sums[R][2];
+  using Sums = decltype(load(c));
+  Sums sums[R][N];
 #pragma GCC unroll 12
-  for (int i = 0; i < R; ++i) sums[i][0] = sums[i][1] = Vector{};
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < N; ++j) sums[i][j] = Sums{};
   for (int k = 0; k < depth; ++k, a.at += a.column, b += ldb) {
-    const auto left = load(b), right = load(b + V);
+    decltype(load(b)) right[N];
+    for (int j = 0; j < N; ++j) right[j] = load(b + j * V);
 #pragma GCC unroll 12
     for (int i = 0; i < R; ++i) {
-      const auto x = broadcast(a.at[i * a.row]);
-      sums[i][0] = multiply_add(x, left, sums[i][0]);
-      sums[i][1] = multiply_add(x, right, sums[i][1]);
+      const auto left = broadcast(a.at[i * a.row]);
+      for (int j = 0; j < N; ++j) sums[i][j] = multiply_add(left, right[j], sums[i][j]);
     }
   }
 #pragma GCC unroll 12
-  for (int i = 0; i < R; ++i) {
-    S* to = c + i * ldc;
-    if constexpr (ADD) sums[i][0] += load(to), sums[i][1] += load(to + V);  // a sum of short sums rounds less than one long sum
-    store(to, sums[i][0]);
-    store(to + V, sums[i][1]);
-  }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < N; ++j) {
+      S* to = c + i * ldc + j * V;
+      if constexpr (ADD) sums[i][j] += load(to);  // a sum of short sums rounds less than one long sum
+      store(to, sums[i][j]);
+    }
 }
 
-// R rows times `columns` columns, a multiple of NR.
+// R rows times `columns` columns, a multiple of V.
 template <int R, bool ADD, class T, class S>
 [[gnu::always_inline]] inline void strip(int columns, int depth, Factor<T> a, const T* b, ptrdiff_t ldb, S* c, ptrdiff_t ldc) {
-  for (int j = 0; j < columns; j += NR) tile<R, ADD>(a, b + j, ldb, depth, c + j, ldc);
+  int j = 0;
+  for (; j + NR <= columns; j += NR) tile<R, 2, ADD>(a, b + j, ldb, depth, c + j, ldc);
+  if (j < columns) tile<R, 1, ADD>(a, b + j, ldb, depth, c + j, ldc);
 }
 
 // The same for a number of rows known when it runs, at most MR.

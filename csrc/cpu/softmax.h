@@ -7,30 +7,40 @@
 
 constexpr float LOG2E = 1.44269504f;
 
+// `softmax` for N vectors of columns from j on: one of two has something to do while the other waits.
+template <int N, class T>
+inline void softmax_of(float* scores, int count, int columns, int block, float* inverse, T* shares, float* lse, int j) {
+  float* at = scores + j;
+  vec top[N], total[N] = {}, x[N];
+  for (int i = 0; i < N; ++i) top[i] = load(at + i * V);
+  for (int t = 1; t < count; ++t)
+    for (int i = 0; i < N; ++i) {
+      x[i] = load(at + t * columns + i * V);
+      top[i] = x[i] > top[i] ? x[i] : top[i];
+    }
+  for (int t = 0; t < count; ++t) {
+    float* to = at + t * columns;
+    for (int i = 0; i < N; ++i) {
+      x[i] = exp2((load(to + i * V) - top[i]) * LOG2E);  // NaN stays NaN, and makes the sum NaN
+      total[i] += x[i];
+      store(to + i * V, x[i]);
+    }
+    if (shares && N == 2) store(shares + t * columns + j, x[0], x[N - 1]);
+    if (shares && N == 1) store(shares + t * columns + j, x[0]);
+  }
+  for (int i = 0; i < N; ++i) {
+    store(inverse + j + i * V, 1 / total[i]);
+    for (int k = 0; lse && k < V && j + i * V + k < block; ++k) lse[j + i * V + k] = top[i][k] + std::log(total[i][k]);
+  }
+}
+
 // Scores [count, columns] to shares of the softmax down each column, before their division by their sum, whose inverse is given too. Queries are
 // columns, so that sums and largest values are of vectors, and no number of a vector is another's. Where wanted: shares in T, lse of `block` columns.
 template <class T>
 inline void softmax(float* scores, int count, int columns, int block, float* inverse, T* shares, float* lse) {
-  for (int j = 0; j < columns; j += NR) {
-    float* at = scores + j;
-    vec top = load(at), next = load(at + V);
-    for (int t = 1; t < count; ++t) {
-      const vec x = load(at + t * columns), y = load(at + t * columns + V);
-      top = x > top ? x : top;
-      next = y > next ? y : next;
-    }
-    vec total = {}, total_next = {};
-    for (int t = 0; t < count; ++t) {
-      float* to = at + t * columns;
-      const vec x = exp2((load(to) - top) * LOG2E), y = exp2((load(to + V) - next) * LOG2E);  // NaN stays NaN, and makes the sum NaN
-      total += x, total_next += y;
-      store(to, x, y);
-      if (shares) store(shares + t * columns + j, x, y);
-    }
-    store(inverse + j, 1 / total, 1 / total_next);
-    for (int i = 0; lse && i < V && j + i < block; ++i) lse[j + i] = top[i] + std::log(total[i]);
-    for (int i = 0; lse && i < V && j + V + i < block; ++i) lse[j + V + i] = next[i] + std::log(total_next[i]);
-  }
+  int j = 0;
+  for (; j + NR <= columns; j += NR) softmax_of<2>(scores, count, columns, block, inverse, shares, lse, j);
+  if (j < columns) softmax_of<1>(scores, count, columns, block, inverse, shares, lse, j);
 }
 
 // Scores [count, columns] to shares again, by lse of the columns.

@@ -26,6 +26,7 @@ typedef int32_t ivec __attribute__((vector_size(4 * V)));
 typedef uint32_t uvec __attribute__((vector_size(4 * V)));
 typedef _Float16 fvec __attribute__((vector_size(2 * V)));
 typedef uint16_t hvec __attribute__((vector_size(2 * V)));
+typedef uint16_t hvec32 __attribute__((vector_size(4 * V)));
 
 struct bfloat16 {
   uint16_t bits;
@@ -86,10 +87,9 @@ inline void store(bfloat16* p, vec left, vec right) {
 }
 
 #define SMI_INTEGERS  // this processor multiplies and adds pairs of 16-bit integers to sums of 32 bits faster than floats
-
-struct Pair {
-  int16_t first, second;
-};
+#elif defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define SMI_BFLOAT16_PRODUCTS  // this processor multiplies and adds pairs of bfloat16s to floats
+#endif
 
 inline ivec load(const int32_t* p) {
   ivec x;
@@ -97,8 +97,13 @@ inline ivec load(const int32_t* p) {
   return x;
 }
 
-inline ivec load(const Pair* p) { return load(reinterpret_cast<const int32_t*>(p)); }
 inline void store(int32_t* p, ivec x) { memcpy(p, &x, sizeof x); }
+
+struct Pair {  // two 16-bit numbers that a product takes at once
+  uint16_t first, second;
+};
+
+inline ivec load(const Pair* p) { return load(reinterpret_cast<const int32_t*>(p)); }
 inline void store(Pair* p, ivec x) { memcpy(p, &x, sizeof x); }
 
 inline ivec broadcast(Pair x) {
@@ -107,6 +112,7 @@ inline ivec broadcast(Pair x) {
   return both - ivec{};
 }
 
+#if defined(SMI_INTEGERS)
 inline ivec multiply_add(ivec x, ivec y, ivec sum) { return sum + ivec(_mm256_madd_epi16(__m256i(x), __m256i(y))); }
 
 inline ivec pairs(vec first, vec second, vec factor) {  // times factor, rounded to nearest, up to 32767
@@ -117,6 +123,28 @@ inline ivec pairs(vec first, vec second, vec factor) {  // times factor, rounded
 inline void store_pairs(Pair* p, vec left, vec right) {  // of neighbours
   const __m256i packed = _mm256_packs_epi32(_mm256_cvtps_epi32(__m256(left)), _mm256_cvtps_epi32(__m256(right)));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(packed, 0xd8));
+}
+#endif
+
+#if defined(SMI_BFLOAT16_PRODUCTS)
+inline vec multiply_add(ivec x, ivec y, vec sum) { return vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(x), __m512bh(y))); }
+
+// Rounded to nearest, ties to even: those of `left`, then those of `right`.
+inline ivec rounded_pairs(vec left, vec right) { return ivec(_mm512_cvtne2ps_pbh(__m512(right), __m512(left))); }
+
+// Pairs of one number of a row and of the one below it: of the lower (0) or upper (1) halves of the rows.
+template <int HALF>
+inline ivec upright(ivec row, ivec below) {
+  hvec32 order;
+  for (int i = 0; i < 2 * V; ++i) order[i] = uint16_t(i / 2 + HALF * V + i % 2 * 32);
+  return ivec(_mm512_permutex2var_epi16(__m512i(row), __m512i(order), __m512i(below)));
+}
+
+// The same of two rows of V numbers in one vector.
+inline ivec upright(ivec rows) {
+  hvec32 order;
+  for (int i = 0; i < 2 * V; ++i) order[i] = uint16_t(i / 2 + i % 2 * V);
+  return ivec(_mm512_permutexvar_epi16(__m512i(order), __m512i(rows)));
 }
 #endif
 

@@ -88,9 +88,10 @@ def test_cpu(n, width, options):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("n", [1, 29, 47, 148])
-def test_cpu_in_16_bits(n, dtype):
-    check("cpu", arguments(n, 64, ("index", "lengths")), dtype)
+@pytest.mark.parametrize(("n", "width"), [(1, 64), (2, 16), (17, 20), (29, 64), (33, 33), (47, 64), (48, 80), (96, 48), (97, 80), (148, 64)])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_cpu_in_16_bits(n, width, options, dtype):
+    check("cpu", arguments(n, width, options), dtype)
 
 
 @pytest.mark.parametrize(("n", "width", "options"), list(cases()))

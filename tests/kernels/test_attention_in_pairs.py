@@ -1,4 +1,5 @@
-"""Attention of bfloat16s on the CPU, whose products are of integers where the processor is faster at them: numbers that integers represent badly."""
+"""Attention of bfloat16s on the CPU, whose products are of pairs of integers or bfloat16s where the processor is faster at them: numbers that those
+represent badly."""
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.kernels import checks
 from tests.kernels.test_attention import arguments
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")
-SIZES = [(21, 16), (47, 64), (50, 80), (51, 72), (80, 128)]  # of tokens and width; 72 is left to floats
+SIZES = [(21, 16), (47, 64), (50, 80), (51, 72), (80, 128)]  # of tokens and width; 72 has no whole tiles, which integers need
 
 
 def token(which, factor):
@@ -182,3 +183,18 @@ def test_integers_are_used(n, integers):
     qkv[:, :, 2] *= 2.0**60
     same = torch.equal(outcome(attention, qkv, grad)["out"] * 2.0**-60, out)
     assert same != integers
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply bfloat16s")
+@pytest.mark.parametrize(("n", "bfloat16s"), [(1, True), (47, True), (96, True), (97, False)])
+def test_bfloat16s_are_used(n, bfloat16s):
+    """An output of shares that were rounded to bfloat16 before they were multiplied."""
+    q, k, v = torch.randn(3, n, 64).bfloat16().double()
+    v[:] = v[:, :1]  # every column alike: what the sum of the rounded shares is off by is all of the error
+    found = outcome(attention, torch.stack([q, k, v], 1)[None, :, :, None].bfloat16(), torch.zeros(1, n, 64).bfloat16())["out"][0]
+    scores = q @ k.T / 8
+    shares = (scores - scores.amax(-1, keepdim=True)).exp()
+    rounded = (shares.bfloat16().double() @ v / shares.sum(-1, keepdim=True)).bfloat16()
+    exact = (shares @ v / shares.sum(-1, keepdim=True)).bfloat16()
+    assert (found == (rounded if bfloat16s else exact)).double().mean() > 0.97
+    assert n == 1 or (rounded == exact).double().mean() < 0.9

@@ -1,0 +1,158 @@
+// A head of bfloat16s whose queries are one block, where the processor itself multiplies pairs of bfloat16s and adds them to floats (AVX-512 BF16). The
+// factors that are tensors are taken as they are; P and dS are rounded to bfloat16. Scores, softmax and its gradient are floats.
+#pragma once
+
+#include <utility>
+
+#include "head.h"
+#include "softmax.h"
+
+#if defined(SMI_BFLOAT16_PRODUCTS)
+
+class HeadInBfloat16s {
+ public:
+  explicit HeadInBfloat16s(const Head<bfloat16>& head) : head(head) {}
+
+  static bool may_take(const Head<bfloat16>& head) { return head.count <= BLOCK; }
+
+  void forward() {
+    float inverse[BLOCK];
+    multiply(head.input(1), head.input(0), p.scale, scores, head.input(2));
+    softmax(scores, count, columns, count, inverse, p.shares ? head.shares() : nullptr, p.lse ? head.lse() : nullptr);
+    pairs_of_rows(scores);
+    pairs_of_rows(head.input(2));
+    head.expect(head.input(0), p.stride[3]), head.expect(head.input(1), p.stride[3]);
+    give_product({a, 1, columns}, head.output(), inverse);
+  }
+
+  void backward() {
+    multiply(head.input(2), head.gradient(), 1, pulls, head.input(0));
+    if (p.shares) {
+      softmax_backward(head.shares(), scores, pulls, count, columns, p.scale);
+    } else {
+      float lse[BLOCK];
+      multiply(head.input(1), head.input(0), p.scale, scores, head.input(1));
+      for (int i = 0; i < columns; ++i) lse[i] = head.lse()[i < count ? i : count - 1];  // as columns past `count` hold the last query again
+      shares_again(scores, count, columns, lse);
+      softmax_backward(scores, scores, pulls, count, columns, p.scale);
+    }
+    const Factor<Pair> by_key = {a, columns / 2, 1}, by_query = {a, 1, columns};
+    head.expect(head.input(1));
+    pairs_of_neighbours(scores);
+    pairs_of_rows(head.gradient());
+    give_product(by_key, head.found(2));
+    head.expect(head.gradient(), p.width);
+    pairs_of_neighbours(pulls);
+    pairs_of_rows(head.input(0));
+    give_product(by_key, head.found(1));
+    head.expect(head.input(2), p.stride[3]);
+    pairs_of_rows(pulls);
+    pairs_of_centred_rows(head.input(1));
+    give_product(by_query, head.found(0));
+  }
+
+ private:
+  // scale left right^T to `to`, [count, columns]; columns past `count` hold the last one again. Rows `next` are asked for before.
+  void multiply(Rows<const bfloat16> left, Rows<const bfloat16> right, float scale, float* to, Rows<const bfloat16> next) {
+    for (int t = 0; t < columns; t += 8) {
+      const bfloat16* row[8];
+      for (int i = 0; i < 8; ++i) row[i] = right[t + i < count ? t + i : count - 1];
+      for (int d = 0; d < width / 2; d += 8) {
+        __m256 block[8];
+        for (int i = 0; i < 8; ++i) block[i] = __m256(_mm256_maskz_loadu_epi16(__mmask16(first(p.width - 2 * d)), row[i] + 2 * d));
+        transpose_8x8(block);
+        for (int i = 0; i < 8; ++i) _mm256_storeu_ps(reinterpret_cast<float*>(b + (d + i) * columns + t), block[i]);
+      }
+    }
+    for (int t = 0; t < count; ++t)
+      for (int d = 0; d < width; d += NR) store(a + (t * width + d) / 2, some(left[t] + d, d));  // past a row's end comes the next one, or room
+    head.expect(next);
+    product_by_rows(count, columns, width / 2, Factor<Pair>{a, width / 2, 1}, b, columns, space, [&](int t, const float* sums) {
+      for (int i = 0; i < columns; i += V) store(to + t * columns + i, load(sums + i) * scale);
+    });
+  }
+
+  // The product with b to rows of a tensor, times `factors` where there are any.
+  void give_product(Factor<Pair> factor, Rows<bfloat16> to, const float* factors = nullptr) {
+    head.expect(to);
+    product_by_rows(count, width, (count + 1) / 2, factor, b, width, space,
+                    [&](int t, const float* sums) { head.give(sums, factors ? factors[t] : 1, to[t]); });
+  }
+
+  // Rows of a tensor as pairs of one above the other, [(count + 1) / 2, width], to b.
+  void pairs_of_rows(Rows<const bfloat16> from) {
+    for (int t = 0; t < count; t += 2)
+      for (int d = 0; d < width; d += NR) {
+        const ivec one = some(from[t] + d, d), other = t + 1 < count ? some(from[t + 1] + d, d) : ivec{};
+        store(b + t / 2 * width + d, upright<0>(one, other));
+        if (d + V < width) store(b + t / 2 * width + d + V, upright<1>(one, other));
+      }
+  }
+
+  // The same, less the mean of a column where that is most of it: sums with dS do not change, as its own sum over the keys is zero. That of dS rounded
+  // is not, and would be multiplied by the mean.
+  void pairs_of_centred_rows(Rows<const bfloat16> from) {
+    for (int d = 0; d < width; d += V) {
+      vec total = {}, squares = {};
+      for (int t = 0; t < count; ++t) {
+        const vec x = numbers(from[t] + d, d);
+        total += x, squares += x * x;
+      }
+      const vec mean = total / float(count), centre = mean * mean * float(2 * count) > squares ? vec(rounded(mean) << 16) : vec{};
+      for (int t = 0; t < count; t += 2)
+        store(b + t / 2 * width + d, upright(rounded_pairs(numbers(from[t] + d, d) - centre, t + 1 < count ? numbers(from[t + 1] + d, d) - centre : vec{})));
+    }
+  }
+
+  // Rows [count, columns] of floats as pairs of one above the other, [(count + 1) / 2, columns], to a.
+  void pairs_of_rows(const float* from) {
+    for (int t = 0; t < count; t += 2)
+      for (int i = 0; i < columns; i += V) {
+        const float* at = from + t * columns + i;
+        store(a + t / 2 * columns + i, upright(rounded_pairs(load(at), t + 1 < count ? load(at + columns) : vec{})));
+      }
+  }
+
+  // Rows [count, columns] of floats as pairs of neighbours, [count, columns / 2], to a.
+  void pairs_of_neighbours(const float* from) {
+    for (int i = 0; i < count * columns; i += NR) store(a + i / 2, rounded_pairs(load(from + i), load(from + i + V)));
+  }
+
+  static int whole_vectors(int64_t x) { return int((x + V - 1) / V * V); }
+  static uint32_t first(int64_t some) { return some >= 32 ? ~0u : some > 0 ? (1u << some) - 1 : 0; }
+
+  // 2 V numbers of a row from its element d on, zeros past D.
+  ivec some(const bfloat16* from, int d) const { return ivec(_mm512_maskz_loadu_epi16(first(p.width - d), from)); }
+
+  // V numbers of it as floats.
+  vec numbers(const bfloat16* from, int d) const {
+    return vec(__builtin_convertvector(hvec(_mm256_maskz_loadu_epi16(__mmask16(first(p.width - d)), from)), uvec) << 16);
+  }
+
+  template <class T>
+  T* take(int numbers) {
+    static_assert(sizeof(T) == sizeof(float));
+    return reinterpret_cast<T*>(std::exchange(memory, memory + numbers));
+  }
+
+  const Head<bfloat16>& head;
+  const AttentionParams& p = head.p;
+  const int count = head.count, width = whole_vectors(p.width), columns = whole_vectors(count), widest = width > columns ? width : columns;
+  float* memory = scratch((2 * columns + (width + widest) / 2) * columns + MR * widest + V);
+  float *scores = take<float>(columns * columns), *pulls = take<float>(columns * columns);
+  Pair *a = take<Pair>(columns / 2 * widest + V), *b = take<Pair>(columns / 2 * width);  // of one product after the other, in the first-level cache
+  float* space = take<float>(MR * widest);
+};
+
+inline bool forward_in_pairs(const Head<bfloat16>& head) {
+  if (!HeadInBfloat16s::may_take(head)) return false;
+  HeadInBfloat16s(head).forward();
+  return true;
+}
+
+inline bool backward_in_pairs(const Head<bfloat16>& head) {
+  if (!HeadInBfloat16s::may_take(head)) return false;
+  HeadInBfloat16s(head).backward();
+  return true;
+}
+#endif
