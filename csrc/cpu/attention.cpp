@@ -5,16 +5,6 @@
 
 namespace {
 
-// Whether products of pairs of 16-bit numbers, which bfloat16s may have, did it; where they did not, nothing that was written counts.
-template <class T>
-bool forward_in_pairs(const Head<T>&) {
-  return false;
-}
-template <class T>
-bool backward_in_pairs(const Head<T>&) {
-  return false;
-}
-
 // Queries of a block: whole panels of columns, as many in each block, so that no short one is left over.
 inline int block_of(int count) {
   const int panels = padded(count > 0 ? count : 1) / NR, most = BLOCK / NR, blocks = (panels + most - 1) / most;

@@ -1,5 +1,6 @@
-// A head of bfloat16s whose queries are one block, where the processor itself multiplies pairs of bfloat16s and adds them to floats (AVX-512 BF16). The
-// factors that are tensors are taken as they are; P and dS are rounded to bfloat16. Scores, softmax and its gradient are floats.
+// A head of bfloat16s whose queries are one block, where the processor itself multiplies pairs of bfloat16s and adds them to floats (AVX-512 BF16).
+// Factors that are tensors are taken as they are; P and dS are rounded to bfloat16, but dS to two of them for dQ: the sum of dS over keys is zero, that of
+// dS rounded is not, and keys may be far from zero. Scores, softmax and its gradient are floats.
 #pragma once
 
 #include <utility>
@@ -22,7 +23,7 @@ class HeadInBfloat16s {
     pairs_of_rows(scores);
     pairs_of_rows(head.input(2));
     head.expect(head.input(0), p.stride[3]), head.expect(head.input(1), p.stride[3]);
-    give_product({a, 1, columns}, head.output(), inverse);
+    give_product({a, 1, columns}, half, head.output(), inverse);
   }
 
   void backward() {
@@ -36,19 +37,19 @@ class HeadInBfloat16s {
       shares_again(scores, count, columns, lse);
       softmax_backward(scores, scores, pulls, count, columns, p.scale);
     }
-    const Factor<Pair> by_key = {a, columns / 2, 1}, by_query = {a, 1, columns};
+    const Factor<Pair> by_key = {a, columns / 2, 1};
     head.expect(head.input(1));
     pairs_of_neighbours(scores);
     pairs_of_rows(head.gradient());
-    give_product(by_key, head.found(2));
+    give_product(by_key, half, head.found(2));
     head.expect(head.gradient(), p.width);
     pairs_of_neighbours(pulls);
     pairs_of_rows(head.input(0));
-    give_product(by_key, head.found(1));
+    give_product(by_key, half, head.found(1));
     head.expect(head.input(2), p.stride[3]);
-    pairs_of_rows(pulls);
-    pairs_of_centred_rows(head.input(1));
-    give_product(by_query, head.found(0));
+    numbers_in_two_parts(pulls);
+    numbers_twice(head.input(1));
+    give_product({a, 1, columns}, count, head.found(0));
   }
 
  private:
@@ -65,46 +66,48 @@ class HeadInBfloat16s {
       }
     }
     for (int t = 0; t < count; ++t)
-      for (int d = 0; d < width; d += NR) store(a + (t * width + d) / 2, some(left[t] + d, d));  // past a row's end comes the next one, or room
+      for (int d = 0; d < width; d += NR) store(a + (t * width + d) / 2, some(left[t] + d, d));
     head.expect(next);
     product_by_rows(count, columns, width / 2, Factor<Pair>{a, width / 2, 1}, b, columns, space, [&](int t, const float* sums) {
       for (int i = 0; i < columns; i += V) store(to + t * columns + i, load(sums + i) * scale);
     });
   }
 
-  // The product with b to rows of a tensor, times `factors` where there are any.
-  void give_product(Factor<Pair> factor, Rows<bfloat16> to, const float* factors = nullptr) {
+  // The product with b, of so many pairs, to rows of a tensor, times `factors` where there are any.
+  void give_product(Factor<Pair> factor, int depth, Rows<bfloat16> to, const float* factors = nullptr) {
     head.expect(to);
-    product_by_rows(count, width, (count + 1) / 2, factor, b, width, space,
+    product_by_rows(count, width, depth, factor, b, width, space,
                     [&](int t, const float* sums) { head.give(sums, factors ? factors[t] : 1, to[t]); });
   }
 
-  // Rows of a tensor as pairs of one above the other, [(count + 1) / 2, width], to b.
+  // Rows of a tensor as pairs of one above the other, [half, width], to b.
   void pairs_of_rows(Rows<const bfloat16> from) {
     for (int t = 0; t < count; t += 2)
       for (int d = 0; d < width; d += NR) {
         const ivec one = some(from[t] + d, d), other = t + 1 < count ? some(from[t + 1] + d, d) : ivec{};
         store(b + t / 2 * width + d, upright<0>(one, other));
-        if (d + V < width) store(b + t / 2 * width + d + V, upright<1>(one, other));
+        store(b + t / 2 * width + d + V, upright<1>(one, other));
       }
   }
 
-  // The same, less the mean of a column where that is most of it: sums with dS do not change, as its own sum over the keys is zero. That of dS rounded
-  // is not, and would be multiplied by the mean.
-  void pairs_of_centred_rows(Rows<const bfloat16> from) {
-    for (int d = 0; d < width; d += V) {
-      vec total = {}, squares = {};
-      for (int t = 0; t < count; ++t) {
-        const vec x = numbers(from[t] + d, d);
-        total += x, squares += x * x;
+  // Rows of a tensor with every number twice, [count, width], to b.
+  void numbers_twice(Rows<const bfloat16> from) {
+    for (int t = 0; t < count; ++t)
+      for (int d = 0; d < width; d += V) {
+        const uvec once = __builtin_convertvector(hvec(_mm256_maskz_loadu_epi16(__mmask16(first(p.width - d)), from[t] + d)), uvec);
+        store(b + t * width + d, ivec(once | once << 16));
       }
-      const vec mean = total / float(count), centre = mean * mean * float(2 * count) > squares ? vec(rounded(mean) << 16) : vec{};
-      for (int t = 0; t < count; t += 2)
-        store(b + t / 2 * width + d, upright(rounded_pairs(numbers(from[t] + d, d) - centre, t + 1 < count ? numbers(from[t + 1] + d, d) - centre : vec{})));
+  }
+
+  // Rows [count, columns] of floats, every number as a pair of what is left of it in a bfloat16 and the rest, to a.
+  void numbers_in_two_parts(const float* from) {
+    for (int i = 0; i < count * columns; i += V) {
+      const vec x = load(from + i), most = vec(uvec(x) & 0xffff0000u);
+      store(a + i, upright(rounded_pairs(most, x - most)));
     }
   }
 
-  // Rows [count, columns] of floats as pairs of one above the other, [(count + 1) / 2, columns], to a.
+  // Rows [count, columns] of floats as pairs of one above the other, [half, columns], to a.
   void pairs_of_rows(const float* from) {
     for (int t = 0; t < count; t += 2)
       for (int i = 0; i < columns; i += V) {
@@ -121,13 +124,9 @@ class HeadInBfloat16s {
   static int whole_vectors(int64_t x) { return int((x + V - 1) / V * V); }
   static uint32_t first(int64_t some) { return some >= 32 ? ~0u : some > 0 ? (1u << some) - 1 : 0; }
 
-  // 2 V numbers of a row from its element d on, zeros past D.
+  // 2 V numbers of a row from its element d on, zeros past D. Where the second half of them is past the end of a row of a or b, the next row replaces it,
+  // or there is room.
   ivec some(const bfloat16* from, int d) const { return ivec(_mm512_maskz_loadu_epi16(first(p.width - d), from)); }
-
-  // V numbers of it as floats.
-  vec numbers(const bfloat16* from, int d) const {
-    return vec(__builtin_convertvector(hvec(_mm256_maskz_loadu_epi16(__mmask16(first(p.width - d)), from)), uvec) << 16);
-  }
 
   template <class T>
   T* take(int numbers) {
@@ -137,10 +136,11 @@ class HeadInBfloat16s {
 
   const Head<bfloat16>& head;
   const AttentionParams& p = head.p;
-  const int count = head.count, width = whole_vectors(p.width), columns = whole_vectors(count), widest = width > columns ? width : columns;
-  float* memory = scratch((2 * columns + (width + widest) / 2) * columns + MR * widest + V);
+  const int count = head.count, half = (count + 1) / 2, width = whole_vectors(p.width), columns = whole_vectors(count);
+  const int widest = width > columns ? width : columns;
+  float* memory = scratch((2 * columns + width + widest) * columns + MR * widest + 2 * V);
   float *scores = take<float>(columns * columns), *pulls = take<float>(columns * columns);
-  Pair *a = take<Pair>(columns / 2 * widest + V), *b = take<Pair>(columns / 2 * width);  // of one product after the other, in the first-level cache
+  Pair *a = take<Pair>(columns * widest + V), *b = take<Pair>(columns * width + V);  // of one product after the other, in the first-level cache
   float* space = take<float>(MR * widest);
 };
 

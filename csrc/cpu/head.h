@@ -38,7 +38,7 @@ struct Head {
   int64_t merged() const { return (b * p.n * p.heads + h) * p.width; }
   float* lse() const { return p.lse + (b * p.heads + h) * p.n; }
 
-  // Shares of the softmax before their division by their sum, [count, padded(count)], if they are kept.
+  // Shares of the softmax before their division by their sum, [count, columns], if they are kept: at most padded(count) columns.
   T* shares() const { return static_cast<T*>(p.shares) + (b * p.heads + h) * p.n * padded(p.n); }
 
   // Asks for rows that will be copied soon: of this head, or of the next, `next` numbers further.
@@ -155,3 +155,13 @@ inline void transposed(const Head<bfloat16>& head, Rows<const bfloat16> from, in
   }
 }
 #endif
+
+// Whether products of pairs of 16-bit numbers, which bfloat16s have on some processors, did it; where they did not, nothing that was written counts.
+template <class T>
+bool forward_in_pairs(const Head<T>&) {
+  return false;
+}
+template <class T>
+bool backward_in_pairs(const Head<T>&) {
+  return false;
+}

@@ -7,8 +7,8 @@
 
 constexpr int ROWS = 16 * MR;  // rows of the left factor that a task passes over: with 256 columns, 98 KB (AVX2) of the second-level cache
 
-// A left factor: element (i, k) at at[i * row + k * column], so that a transposed one costs nothing. T: float, or a pair of integers, whose sums S are
-// integers too.
+// A left factor: element (i, k) at at[i * row + k * column], so that a transposed one costs nothing. T: float, or a pair of
+// 16-bit numbers, whose sums S are 32-bit integers or floats.
 template <class T>
 struct Factor {
   const T* at;

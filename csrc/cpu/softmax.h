@@ -25,8 +25,9 @@ inline void softmax_of(float* scores, int count, int columns, int block, float* 
       total[i] += x[i];
       store(to + i * V, x[i]);
     }
-    if (shares && N == 2) store(shares + t * columns + j, x[0], x[N - 1]);
-    if (shares && N == 1) store(shares + t * columns + j, x[0]);
+    if (!shares) continue;
+    if constexpr (N == 2) store(shares + t * columns + j, x[0], x[1]);
+    else store(shares + t * columns + j, x[0]);
   }
   for (int i = 0; i < N; ++i) {
     store(inverse + j + i * V, 1 / total[i]);

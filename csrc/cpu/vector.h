@@ -26,7 +26,6 @@ typedef int32_t ivec __attribute__((vector_size(4 * V)));
 typedef uint32_t uvec __attribute__((vector_size(4 * V)));
 typedef _Float16 fvec __attribute__((vector_size(2 * V)));
 typedef uint16_t hvec __attribute__((vector_size(2 * V)));
-typedef uint16_t hvec32 __attribute__((vector_size(4 * V)));
 
 struct bfloat16 {
   uint16_t bits;
@@ -80,6 +79,10 @@ inline void store(T* p, vec left, vec right) {
   store(p, left), store(p + V, right);
 }
 
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define SMI_BFLOAT16_PRODUCTS  // this processor multiplies and adds pairs of bfloat16s to floats
+#endif
+
 #if defined(__AVX2__) && !defined(__AVX512F__)
 inline void store(bfloat16* p, vec left, vec right) {
   const __m256i packed = _mm256_packus_epi32(__m256i(rounded(left)), __m256i(rounded(right)));
@@ -87,8 +90,6 @@ inline void store(bfloat16* p, vec left, vec right) {
 }
 
 #define SMI_INTEGERS  // this processor multiplies and adds pairs of 16-bit integers to sums of 32 bits faster than floats
-#elif defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define SMI_BFLOAT16_PRODUCTS  // this processor multiplies and adds pairs of bfloat16s to floats
 #endif
 
 inline ivec load(const int32_t* p) {
@@ -127,6 +128,8 @@ inline void store_pairs(Pair* p, vec left, vec right) {  // of neighbours
 #endif
 
 #if defined(SMI_BFLOAT16_PRODUCTS)
+typedef uint16_t places __attribute__((vector_size(4 * V)));  // of 2 V numbers
+
 inline vec multiply_add(ivec x, ivec y, vec sum) { return vec(_mm512_dpbf16_ps(__m512(sum), __m512bh(x), __m512bh(y))); }
 
 // Rounded to nearest, ties to even: those of `left`, then those of `right`.
@@ -135,14 +138,14 @@ inline ivec rounded_pairs(vec left, vec right) { return ivec(_mm512_cvtne2ps_pbh
 // Pairs of one number of a row and of the one below it: of the lower (0) or upper (1) halves of the rows.
 template <int HALF>
 inline ivec upright(ivec row, ivec below) {
-  hvec32 order;
-  for (int i = 0; i < 2 * V; ++i) order[i] = uint16_t(i / 2 + HALF * V + i % 2 * 32);
+  places order;
+  for (int i = 0; i < 2 * V; ++i) order[i] = uint16_t(i / 2 + HALF * V + i % 2 * 2 * V);
   return ivec(_mm512_permutex2var_epi16(__m512i(row), __m512i(order), __m512i(below)));
 }
 
 // The same of two rows of V numbers in one vector.
 inline ivec upright(ivec rows) {
-  hvec32 order;
+  places order;
   for (int i = 0; i < 2 * V; ++i) order[i] = uint16_t(i / 2 + i % 2 * V);
   return ivec(_mm512_permutexvar_epi16(__m512i(order), __m512i(rows)));
 }

@@ -1,7 +1,7 @@
 """Tensors of more than 2^31 elements: Triton kernels find the last image of them.
 
 Memory that nobody touches costs nothing, so such tensors are cheap as long as only their last images are written and read: the interpreter runs the
-programs of the last image alone. A 32-bit offset wraps around, and reads or writes elsewhere.
+programs of the last image alone. A 32-bit offset wraps around, and reads or writes elsewhere: mostly where nothing is, which ends the process.
 """
 
 import inspect
@@ -117,11 +117,16 @@ def test_the_last_image_is_found(case, function, monkeypatch):
     images = small[batched[0]].shape[0]
     batch = (2**31 // elements // images + 1) * images
     torch.use_deterministic_algorithms(False)  # which fills memory; the fixture of all tests restores it
-    large = [enlarged(x, batch) if i in batched else x for i, x in enumerate(small)]
-    expected = run(*small)
-    with monkeypatch.context() as patch:
-        run_last_image(patch, batch)
-        found = run(*large)
+    try:
+        large = [enlarged(x, batch) if i in batched else x for i, x in enumerate(small)]
+        expected = run(*small)
+        with monkeypatch.context() as patch:
+            run_last_image(patch, batch)
+            found = run(*large)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        pytest.skip("this machine does not promise memory that it may not have")
     if found is None:  # it writes to its arguments
         expected, found = ([given[i] for i in batched] for given in (small, large))
     pairs = zip(*([x] if isinstance(x, Tensor) else x for x in (expected, found)), strict=True)

@@ -59,11 +59,12 @@ def test_triton(n, width, options, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_token_alone_has_the_weight_one(width, dtype, device):
-    """Whatever its score is rounded to: the rule allows no error where PyTorch makes none."""
+@pytest.mark.parametrize(("n", "width"), [(1, width) for width in WIDTHS] + [(29, 64)])
+def test_a_token_alone_has_the_weight_one(n, width, dtype, device):
+    """Whatever its score is rounded to: the rule allows no error where PyTorch makes none. Alone in its image, too."""
     for _ in range(8):
-        check("triton", arguments(1, width, ("index",), batch=1, heads=1, device=device), dtype)
+        given = arguments(n, width, ("index",), batch=1, heads=1, device=device)
+        check("triton", given | {"lengths": torch.ones(1, dtype=torch.int32, device=device)}, dtype)
 
 
 def test_float32_weights_are_divided_by_their_own_sum(device):

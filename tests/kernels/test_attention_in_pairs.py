@@ -81,6 +81,15 @@ def centred(qkv, grad):
     qkv[:, :, 2] -= qkv[:, :, 2].mean(1, keepdim=True)
 
 
+def keys_in_two_places(qkv, grad):
+    qkv[:, ::2, 1] += 40
+
+
+def keys_and_their_opposites(qkv, grad):
+    qkv[:, :, 1] += 50
+    qkv[:, ::10, 1] *= -1
+
+
 def constant(qkv, grad):
     """Queries and keys of equal numbers but for one, for which roundings add up."""
     varying = qkv[:, :, :2, :, 5].clone()
@@ -116,6 +125,8 @@ HARD = {
     "huge queries, tiny keys": [all_of(0, 1e14), all_of(1, 1e-14)],
     "alike": [alike],
     "far from zero": [far_from_zero],
+    "keys in two places": [keys_in_two_places],
+    "keys and their opposites": [keys_and_their_opposites],
 }
 AS_A_WHOLE = ("very sharp", "alike")  # the gradient of their queries is next to nothing
 
@@ -174,6 +185,20 @@ def test_other_heads_do_not_notice():
         assert torch.equal(found[name][0], plain[name][0])
 
 
+@pytest.mark.parametrize("width", [20, 64, 72])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_nan_stays_in_its_head(which, width):
+    """Its numbers lie right beside those of the others."""
+    qkv, grad = arguments(47, width, batch=2, heads=3)["qkv"].bfloat16(), torch.randn(2, 47, 3 * width).bfloat16()
+    qkv[0, :, which, 1] = float("nan")
+    found = outcome(attention, qkv, grad)
+    for name in ("dq", "dk", "dv"):
+        assert found[name][:, :, [0, 2]].isfinite().all()
+        assert found[name][1].isfinite().all()
+    assert found["out"][0, :, :width].isfinite().all()
+    assert found["out"][0, :, 2 * width :].isfinite().all()
+
+
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX2", reason="integers are no faster on this processor")
 @pytest.mark.parametrize(("n", "integers"), [(19, False), (20, True), (47, True), (80, True), (81, False)])
 def test_integers_are_used(n, integers):
@@ -186,7 +211,7 @@ def test_integers_are_used(n, integers):
 
 
 @pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply bfloat16s")
-@pytest.mark.parametrize(("n", "bfloat16s"), [(1, True), (47, True), (96, True), (97, False)])
+@pytest.mark.parametrize(("n", "bfloat16s"), [(8, True), (47, True), (96, True), (97, False)])
 def test_bfloat16s_are_used(n, bfloat16s):
     """An output of shares that were rounded to bfloat16 before they were multiplied."""
     q, k, v = torch.randn(3, n, 64).bfloat16().double()
@@ -197,4 +222,4 @@ def test_bfloat16s_are_used(n, bfloat16s):
     rounded = (shares.bfloat16().double() @ v / shares.sum(-1, keepdim=True)).bfloat16()
     exact = (shares @ v / shares.sum(-1, keepdim=True)).bfloat16()
     assert (found == (rounded if bfloat16s else exact)).double().mean() > 0.97
-    assert n == 1 or (rounded == exact).double().mean() < 0.9
+    assert (rounded == exact).double().mean() < 0.9

@@ -88,10 +88,13 @@ def test_index_and_lengths_alone_in_int32_and_float16(library, n, indexed, ragge
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [16, 72, 80, 128])
-def test_a_token_alone_has_the_weight_one(library, width, dtype):
-    """Whatever its score is rounded to: the rule allows no error where PyTorch makes none."""
+@pytest.mark.parametrize("n", [1, 29])
+def test_a_token_alone_has_the_weight_one(library, n, width, dtype):
+    """Whatever its score is rounded to: the rule allows no error where PyTorch makes none. Alone in its image, too."""
     for _ in range(8):
-        check(library, example(1, width, dtype, True, False), dtype)
+        case = example(n, width, dtype, True, False) | {"lengths": torch.ones(2, dtype=torch.int64)}
+        case["grad"][:, 1:] = float("nan")
+        check(library, case, dtype)
 
 
 @needs_compiler

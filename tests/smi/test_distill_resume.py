@@ -94,20 +94,22 @@ while True:
             time.sleep(0.001)
         time.sleep(random.uniform(0, 0.01))
         os.kill(child, signal.SIGKILL)
-        kills += 1
     _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
+        print(kills)
         sys.exit(os.WEXITSTATUS(status))
+    kills += 1
 """
 
 
 @pytest.mark.slow
-def test_killed_ten_times_at_random_moments(tmp_path):
+def test_killed_up_to_ten_times_at_random_moments(tmp_path):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same order of additions in both processes
     script, log = tmp_path / "killed.py", tmp_path / "steps"
     script.write_text(KILLED)
-    subprocess.run([sys.executable, script, tmp_path / "out", ROOT, log], check=True, cwd=ROOT)
+    kills = subprocess.run([sys.executable, script, tmp_path / "out", ROOT, log], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
+    assert int(kills) >= 5  # a busy machine may look away until all is done
     taken = [int(line) for line in log.read_text().split()]
     assert len(taken) > 60  # steps after the last state were taken again, so there were kills in the middle
     assert any(step > 3 and step <= before for before, step in zip(taken, taken[1:], strict=False))
