@@ -58,6 +58,12 @@ def test_triton(n, width, options, device):
     check("triton", arguments(n, width, options, heads=1 if n > 64 else 2, device=device), torch.float32)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_longest(dtype, device):
+    check("triton", arguments(1025, 16, ("index", "lengths"), batch=1, heads=1, device=device), dtype)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("n", "width"), [(1, width) for width in WIDTHS] + [(29, 64)])
 def test_a_token_alone_has_the_weight_one(n, width, dtype, device):
