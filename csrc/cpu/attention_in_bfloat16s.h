@@ -3,8 +3,6 @@
 // dS rounded is not, and keys may be far from zero. Scores, softmax and its gradient are floats.
 #pragma once
 
-#include <utility>
-
 #include "head.h"
 #include "softmax.h"
 
@@ -128,20 +126,15 @@ class HeadInBfloat16s {
   // or there is room.
   ivec some(const bfloat16* from, int d) const { return ivec(_mm512_maskz_loadu_epi16(first(p.width - d), from)); }
 
-  template <class T>
-  T* take(int numbers) {
-    static_assert(sizeof(T) == sizeof(float));
-    return reinterpret_cast<T*>(std::exchange(memory, memory + numbers));
-  }
-
   const Head<bfloat16>& head;
   const AttentionParams& p = head.p;
   const int count = head.count, half = (count + 1) / 2, width = whole_vectors(p.width), columns = whole_vectors(count);
   const int widest = width > columns ? width : columns;
-  float* memory = scratch((2 * columns + width + widest) * columns + MR * widest + 2 * V);
-  float *scores = take<float>(columns * columns), *pulls = take<float>(columns * columns);
-  Pair *a = take<Pair>(columns * widest + V), *b = take<Pair>(columns * width + V);  // of one product after the other, in the first-level cache
-  float* space = take<float>(MR * widest);
+  Room memory{scratch((2 * columns + width + widest) * columns + MR * widest + 2 * V)};
+  float *scores = memory.take<float>(columns * columns), *pulls = memory.take<float>(columns * columns);
+  // Factors of one product after the other, in the first-level cache.
+  Pair *a = memory.take<Pair>(columns * widest + V), *b = memory.take<Pair>(columns * width + V);
+  float* space = memory.take<float>(MR * widest);
 };
 
 inline bool forward_in_pairs(const Head<bfloat16>& head) {

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cmath>
-#include <utility>
 
 #include "integers.h"
 #include "softmax.h"
@@ -93,20 +92,15 @@ class HeadInIntegers {
 
   Rows<const float> rows(const float* matrix) const { return {matrix, columns, nullptr}; }
 
-  template <class T>
-  T* take(int numbers) {
-    static_assert(sizeof(T) == sizeof(float));
-    return reinterpret_cast<T*>(std::exchange(memory, memory + numbers));
-  }
-
   const Head<bfloat16>& head;
   const AttentionParams& p = head.p;
   const int count = head.count, width = head.width, columns = padded(count), widest = width > BLOCK ? width : BLOCK;
-  float* memory = scratch((4 * columns + width + widest) / 2 * columns + (MR + 2) * widest);
-  float *scores = take<float>(columns * columns), *pulls = take<float>(columns * columns);
-  Pair *a = take<Pair>(columns / 2 * widest), *b = take<Pair>(columns / 2 * width);  // of one product after the other, in the first-level cache
-  int32_t* space = take<int32_t>(MR * widest);
-  float *row_step = take<float>(widest), *column_step = take<float>(widest);
+  Room memory{scratch((4 * columns + width + widest) / 2 * columns + (MR + 2) * widest)};
+  float *scores = memory.take<float>(columns * columns), *pulls = memory.take<float>(columns * columns);
+  // Factors of one product after the other, in the first-level cache.
+  Pair *a = memory.take<Pair>(columns / 2 * widest), *b = memory.take<Pair>(columns / 2 * width);
+  int32_t* space = memory.take<int32_t>(MR * widest);
+  float *row_step = memory.take<float>(widest), *column_step = memory.take<float>(widest);
 };
 
 inline bool forward_in_pairs(const Head<bfloat16>& head) { return HeadInIntegers::may_take(head) && HeadInIntegers(head).forward(); }

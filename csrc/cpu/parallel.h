@@ -41,3 +41,15 @@ inline float* scratch(size_t floats) {
   }
   return block.at;
 }
+
+// Such memory, given out part by part.
+struct Room {
+  float* rest;
+  template <class T>
+  T* take(int64_t numbers) {
+    static_assert(sizeof(T) == sizeof(float));
+    float* part = rest;
+    rest += numbers;
+    return reinterpret_cast<T*>(part);
+  }
+};
