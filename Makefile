@@ -25,7 +25,7 @@ lint: $(VENV)/installed ## check style with ruff
 	$(RUN) ruff format --check smi tests/smi
 
 kernels: $(VENV)/installed ## what the compiler makes of every kernel: registers, spills, shared memory, instructions
-	$(RUN) bench.compile_gate
+	$(RUN) bench.gates.compiled
 
 bench: $(VENV)/installed ## ours beside eager and torch.compile: steps, whole runs, memory, scaling, operations (15 minutes), then tables and plots
 	$(RUN) bench.run && $(RUN) bench.paper
@@ -37,13 +37,13 @@ bench-check: $(VENV)/installed ## fail if something regressed: FLOPs, bytes kept
 	$(RUN) bench.check
 
 gpu: ## on a CUDA machine, with its own python3: check and time kernels, steps, whole runs and memory (about 8 minutes)
-	$(PYTHON) -m bench.gpu && $(PYTHON) -m bench.verified
+	$(PYTHON) -m bench.gpu && $(PYTHON) -m bench.tables.verified
 
 gpu-tune: ## on a CUDA machine, with its own python3: time candidate tiles, write this GPU's tile table (TUNE="--only attention" for some)
 	$(PYTHON) -m bench.tune $(TUNE)
 
 cpu-attention: $(VENV)/installed ## attention on the CPU beside PyTorch's own
-	$(RUN) bench.cpu_attention
+	$(RUN) bench.experiments.cpu_attention
 
 teacher: $(VENV)/installed ## train the embedded digits teacher again (about ten minutes on two cores)
 	$(RUN) smi.teachers.train_digits

@@ -24,11 +24,14 @@ import tempfile
 from pathlib import Path
 
 import torch
+
 from smi.kernels.timing import Quantiles
 
-from . import gates, measure, record, suites
+from .cases import suites
 from .files import write_json
-from .table import print_table
+from .gates import ratios as gates
+from .measuring import inversions, record
+from .tables.terminal import print_table
 
 ROOT = Path(__file__).parents[1]
 BASELINE = Path(__file__).parent / "baseline"
@@ -107,7 +110,7 @@ def check_compiled(full: bool) -> int:
         print("compile gate: not run, triton is not installed")
         return 0
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.compile_gate", "--check", *([] if full else ["--only", *CHEAP_COMPILE])]
+    command = [sys.executable, "-m", "bench.gates.compiled", "--check", *([] if full else ["--only", *CHEAP_COMPILE])]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print(f"compile gate: {(done.stdout.strip() or done.stderr.strip()[-2000:])}")
     return int(done.returncode != 0)
@@ -218,12 +221,12 @@ def check_gpu_times() -> int:
     """Hold the times of our steps against the newest committed rows of this GPU; how many are slower."""
     device = torch.device("cuda", torch.cuda.current_device())
     rows = record.read(record.results_file(torch.cuda.get_device_name(device)))
-    rates = measure.product_rates(device)
+    rates = inversions.product_rates(device)
     lines, failed = [], 0
     for case in suites.on_gpu().steps[:GPU_CASES]:
         key = {"kind": "step", "case": case.name, "side": "ours", "dirty": False}
         committed = [row for row in rows if "ms" in row and all(row.get(name) == value for name, value in key.items())]
-        (now,) = [row for row in measure.measure_step(case, device, GPU_SECONDS, rates) if row["side"] == "ours" and "ms" in row]
+        (now,) = [row for row in inversions.measure_step(case, device, GPU_SECONDS, rates) if row["side"] == "ours" and "ms" in row]
         worse = bool(committed) and gates.slower(Quantiles(*now["ms"]), Quantiles(*committed[-1]["ms"]))
         failed += worse
         before = f"{committed[-1]['ms'][1]:.2f}" if committed else "-"

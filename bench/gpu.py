@@ -6,7 +6,7 @@
 
 Runs from the repository's root, also where the package is not installed, with torch, triton and timm alone. Appends to
 bench/results/<device>.jsonl: one row per verdict (correct, and how much faster than stock PyTorch), one per side of a case, and those of `bench.run`.
-`python -m bench.verified` then makes kernels/verified.json of the verdicts.
+`python -m bench.tables.verified` then makes kernels/verified.json of the verdicts.
 """
 
 import argparse
@@ -15,12 +15,14 @@ import time
 from importlib import import_module
 
 import torch
+
 from smi.kernels import dispatch, verification
 
-from . import cases, runner
-from .record import RESULTS, append, results_file
-from .record import cuda_environment as environment
-from .table import print_table
+from .cases import operations as cases
+from .measuring import operations as runner
+from .measuring.record import RESULTS, append, results_file
+from .measuring.record import cuda_environment as environment
+from .tables.terminal import print_table
 
 SECONDS = 450.0  # of the eight minutes
 OPERATIONS_SHARE = 0.45  # of them, where steps, whole runs and memory are measured too
@@ -107,7 +109,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure_methods(device: torch.device, budget: runner.Budget) -> None:
     """Steps, whole runs and memory in the time that is left, as `python -m bench.run` does."""
-    from . import record, run, suites  # they need timm
+    from . import run  # they need timm
+    from .cases import suites  # they need timm
+    from .measuring import record  # they need timm
 
     about = record.environment(device)
     left_out = run.measure_suites(suites.on_gpu(), ("memory", "steps", "whole"), device, budget, about, results_file(about["device"], RESULTS))
@@ -141,7 +145,7 @@ def measure_all(device: torch.device, operations: list[str], options: argparse.N
         torch.cuda.empty_cache()
     if left_out:
         print(f"no time left for {', '.join(left_out)}: run again with --only")
-    print(f"results appended to {path}; python -m bench.verified makes the table that the package ships")
+    print(f"results appended to {path}; python -m bench.tables.verified makes the table that the package ships")
     return 0 if all(v.correct for v in found) else 1
 
 

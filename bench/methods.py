@@ -10,13 +10,13 @@ import statistics
 
 import torch
 
-from smi.checkpoints import load_model
+from smi.cli.tables import info_table
 from smi.demo import compare
-from smi.tables import info_table
+from smi.models.by_name import load_model
 
-from .ours import ENGINE, run_dtype
-from .record import append, commit, results_file
-from .table import print_table
+from .measuring.record import append, commit, results_file
+from .sides.ours import ENGINE, run_dtype
+from .tables.terminal import print_table
 
 METHODS = (("dense", {}), ("smi", {}), ("pri", {"division": 7}))
 

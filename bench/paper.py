@@ -17,16 +17,17 @@ import timm
 import torch
 
 from smi import cost
-from smi.models import ViT, describe
+from smi.cli.tables import info_table
+from smi.inversion.schedules import make_schedule
+from smi.models.vit import ViT, describe
 from smi.report.published import DENSE_ITS, PRI_OVER_DENSE, PRI_OVER_SMI, PUBLISHED
-from smi.schedules import make_schedule
-from smi.tables import info_table
 
-from . import record, suites
+from .cases import suites
+from .cases.suites import BASE, ITERATIONS, TINY, WholeCase
 from .files import write_text
-from .plots import plot_speedups, plot_tokens
-from .suites import BASE, ITERATIONS, TINY, WholeCase
-from .table import print_table
+from .measuring import record
+from .tables.plots import plot_speedups, plot_tokens
+from .tables.terminal import print_table
 
 MISSING = "missing"
 TITLES = {TINY: "DeiT-Tiny/16", suites.SMALL: "DeiT-Small/16", BASE: "DeiT-Base/16"}

@@ -15,9 +15,11 @@ from dataclasses import replace
 
 import torch
 
-from . import baselines, measure, record, runner, suites
-from . import cases as operation_cases
-from .table import print_table
+from .cases import operations as operation_cases
+from .cases import suites
+from .measuring import inversions, operations, record
+from .sides import compiled
+from .tables.terminal import print_table
 
 SECONDS = {False: 840.0, True: 105.0}  # of 15 and of 2 minutes
 ORDER = ("memory", "steps", "whole", "scaling", "operations")
@@ -38,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     chosen = suites.quick_on_cpu() if options.quick else suites.on_cpu() if options.device.type == "cpu" else suites.on_gpu()
-    budget = runner.Budget(options.seconds or SECONDS[options.quick])
+    budget = operations.Budget(options.seconds or SECONDS[options.quick])
     about = record.environment(options.device)
     path = None if options.no_write else record.results_file(about["device"])
     left_out = measure_suites(chosen, options.suite, options.device, budget, about, path, options.only)
@@ -49,22 +51,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure_suites(
-    chosen: suites.Suites, names: Iterable[str], device, budget: runner.Budget, about: dict, path, only: str | None = None
+    chosen: suites.Suites, names: Iterable[str], device, budget: operations.Budget, about: dict, path, only: str | None = None
 ) -> list[str]:
     """Measure the named suites, each within its share of the time that is left; rows are written and shown as they come. Names of cases left out."""
-    rates = measure.product_rates(device)
+    rates = inversions.product_rates(device)
     print(", ".join(f"{name}: product {rate.operations / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))
     about = about | {"product_gigaflops": {name: rate.operations / 1e9 for name, rate in rates.items()}}
     about |= {"copy_gigabytes_per_second": rates["float32"].bytes / 1e9}
     measures: dict[str, Callable[[object, float], list[dict]]] = {
-        "memory": lambda case, seconds: measure.measure_memory(case, device),
-        "steps": lambda case, seconds: measure.measure_step(case, device, seconds, rates),
-        "scaling": lambda case, seconds: measure.measure_step(case, device, seconds, rates),
-        "whole": lambda case, seconds: measure.measure_whole(case, device, seconds, rates),
+        "memory": lambda case, seconds: inversions.measure_memory(case, device),
+        "steps": lambda case, seconds: inversions.measure_step(case, device, seconds, rates),
+        "scaling": lambda case, seconds: inversions.measure_step(case, device, seconds, rates),
+        "whole": lambda case, seconds: inversions.measure_whole(case, device, seconds, rates),
     }
     left_out = []
     for suite in (name for name in ORDER if name in set(names)):
-        end = runner.Budget(suites.Suites.shares[suite] * budget.left())
+        end = operations.Budget(suites.Suites.shares[suite] * budget.left())
         if suite == "operations":
             left_out += measure_operations(device, end, about, path, only) if chosen.operations else []
             continue
@@ -79,7 +81,7 @@ def measure_suites(
     return left_out
 
 
-def measure_operations(device: torch.device, budget: runner.Budget, about: dict, path, only: str | None) -> list[str]:
+def measure_operations(device: torch.device, budget: operations.Budget, about: dict, path, only: str | None) -> list[str]:
     """The operations on the CPU, in the dtype that is fast there, at a smaller batch than `bench.gpu` has on a GPU; names of cases left out."""
     from .gpu import case_rows, show_case
 
@@ -90,8 +92,8 @@ def measure_operations(device: torch.device, budget: runner.Budget, about: dict,
     found += [make(n) for n in (47, 197) for make in (operation_cases.cls_case, operation_cases.norm_case)]
     found += [make(n) for n in (47, 197) for make in (operation_cases.gelu_case, operation_cases.residual_case)]
     found += [make(n) for n in (46, 196) for make in (operation_cases.embed_case, operation_cases.step_case)] + [operation_cases.tv_case()]
-    left_out, dtype = [], baselines.fast_dtype(device)
-    ceiling = runner.ceilings(device, dtype=dtype, **measure.CPU_CEILING)
+    left_out, dtype = [], compiled.fast_dtype(device)
+    ceiling = operations.ceilings(device, dtype=dtype, **inversions.CPU_CEILING)
     for case in found:
         name = f"{case.operation} {case.name}"
         if (only is not None and only not in name) or budget.left() < LEAST_SECONDS["operations"]:
@@ -99,8 +101,8 @@ def measure_operations(device: torch.device, budget: runner.Budget, about: dict,
             continue
         if case.dtype == torch.bfloat16 and dtype == torch.float32:
             case = replace(case, dtype=dtype, bytes=2 * case.bytes)
-        measured, refused = runner.measure(case, device, ceiling, rounds=10)
-        resolved = runner.versions(case.operation, device)[-1]
+        measured, refused = operations.measure(case, device, ceiling, rounds=10)
+        resolved = operations.versions(case.operation, device)[-1]
         write(path, about | {"suite": "operations"}, case_rows(case, measured, refused, resolved))
         show_case(case, measured, refused, resolved)
     return left_out

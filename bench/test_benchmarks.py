@@ -6,13 +6,15 @@ Every benchmark is one side of one case; `python -m bench.run` measures the side
 import pytest
 import torch
 
-from bench import cases, measure, runner, suites
-from smi.models import describe
-from smi.schedules import make_schedule
+from bench.cases import operations, suites
+from bench.measuring import inversions
+from bench.measuring import operations as runner
+from smi.inversion.schedules import make_schedule
+from smi.models.vit import describe
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CHOSEN = suites.quick_on_cpu() if DEVICE.type == "cpu" else suites.on_gpu()
-OPERATIONS_BATCH = 4 if DEVICE.type == "cpu" else cases.BATCH
+OPERATIONS_BATCH = 4 if DEVICE.type == "cpu" else operations.BATCH
 ROUNDS = 5
 
 
@@ -22,29 +24,29 @@ def test_step(benchmark, case, side):
     if side not in case.sides:
         pytest.skip(f"{side} is not among the sides of this case")
     torch._dynamo.reset()
-    step = measure.make_step(side, measure.build_model(case.model, dict(case.options), DEVICE), case.batch, case.active)
+    step = inversions.make_step(side, inversions.build_model(case.model, dict(case.options), DEVICE), case.batch, case.active)
     benchmark.extra_info["resolved"] = step.resolved
-    benchmark.pedantic(lambda: measure.synchronised(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(lambda: inversions.synchronised(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("side", suites.TWO_SIDES)
 @pytest.mark.parametrize(("method", "options"), suites.METHODS, ids=lambda value: value if isinstance(value, str) else str(value.get("division", "")))
 def test_whole_run(benchmark, method, options, side):
     """A short run of DeiT-Tiny: events, emission and set-up included."""
-    model = measure.build_model(suites.TINY, {}, DEVICE)
+    model = inversions.build_model(suites.TINY, {}, DEVICE)
     case = suites.WholeCase(suites.TINY, method, options.get("division"), 2, 2, (14,))
     benchmark.extra_info["images"] = 2 * make_schedule(method, describe(model).num_patches, 14, **options).images_per_trajectory
-    benchmark.pedantic(lambda: measure.run_whole(case, side, model, 14), rounds=1, warmup_rounds=0)
+    benchmark.pedantic(lambda: inversions.run_whole(case, side, model, 14), rounds=1, warmup_rounds=0)
 
 
-@pytest.mark.parametrize("make", [cases.norm_case, cases.gelu_case, cases.residual_case, cases.cls_case], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [operations.norm_case, operations.gelu_case, operations.residual_case, operations.cls_case], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("tokens", [47, 197])
 def test_operation(benchmark, make, tokens, monkeypatch):
     """Forward and backward of our version."""
-    monkeypatch.setattr(cases, "BATCH", OPERATIONS_BATCH)
+    monkeypatch.setattr(operations, "BATCH", OPERATIONS_BATCH)
     case = make(tokens)
     example = case.build(DEVICE, torch.float32)
     version = runner.versions(case.operation, DEVICE)[-1]
     step = runner.steps(case, example, DEVICE, compiled=False)[version]
     benchmark.extra_info["version"] = version
-    benchmark.pedantic(lambda: measure.synchronised(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(lambda: inversions.synchronised(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)

@@ -1,4 +1,4 @@
-"""Builds the CUDA C++ of this folder into one library on torch's stable ABI: any Python, any torch from OLDEST_TORCH on.
+"""Builds the CUDA C++ of `cuda/` into one library on torch's stable ABI: any Python, any torch from OLDEST_TORCH on.
 
 When the package is installed where torch and nvcc are at hand (`pip install --no-build-isolation .`), for ARCHITECTURES or TORCH_CUDA_ARCH_LIST;
 otherwise on first use, for the GPU that is there, into the user's cache. SMI_BUILD_CUDA=0 leaves it out of an installation.
@@ -14,13 +14,13 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-FOLDER = Path(__file__).parent
-BUILT = FOLDER / "_C.abi3.so"
+FOLDER = Path(__file__).parent / "cuda"
+BUILT = Path(__file__).parent / "_C.abi3.so"
 NAME = "smi.csrc._C"
 ARCHITECTURES = "8.0+PTX;9.0a"  # PTX: later GPUs compile it when they load it
 OLDEST_TORCH = (2, 11)
 OLDEST_NVCC = (12, 0)
-SHIPPED = ["*.cpp", "*.cu", "*.cuh", "*.h", "README.md", "emulate/*", "cpu/*", "autograd/*"]  # package data: what a build on first use needs
+SHIPPED = ["README.md", "cuda/*", "cpu/*", "autograd/*", "emulate/*"]  # package data: what a build on first use needs
 FLAGS = ["-std=c++20", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
 
 
@@ -97,7 +97,7 @@ def cached_library(architecture: str) -> Path:
     import torch
 
     words = hashlib.sha256(f"{architecture} {FLAGS} {torch.__version__}".encode())
-    for source in sorted(path for pattern in ("*.cpp", "*.cu", "*.cuh", "*.h") for path in FOLDER.glob(pattern)):
+    for source in sorted(FOLDER.iterdir()):
         words.update(source.read_bytes())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return cache / "smi" / "csrc" / words.hexdigest()[:16] / "smi_cuda.so"

@@ -1,6 +1,6 @@
 """How a GPU version earns its place: correct and faster, shown on that very kind of GPU.
 
-Committed result files say so for the architectures that were measured (`verified.json`, made from them by `python -m bench.verified`). On any other
+Committed result files say so for the architectures that were measured (`verified.json`, made from them by `python -m bench.tables.verified`). On any other
 GPU the first use of an operation runs a self-check of seconds, announced on standard error, and keeps its verdict in the user's cache directory,
 under a key of device, versions and the operation's own source. `verify` checks everything anew.
 """
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+
+from smi.csrc import build
 
 from . import comparison, dispatch, timing
 from .precision import same_precision
@@ -100,8 +102,8 @@ def installed(package: str) -> str:
 
 def identity(operation: str, device: torch.device) -> dict[str, str]:
     """All on which a verdict depends: another value of any asks for a new check. source: the operation, what is shared, timed tiles, csrc."""
-    kernels = Path(__file__).parent
-    shared = [*kernels.glob("*.py"), *kernels.glob("tiles/*.json"), *(p for p in (kernels.parent / "csrc").glob("*") if p.is_file())]
+    kernels, csrc = Path(__file__).parent, Path(build.__file__).parent
+    shared = [*kernels.glob("*.py"), *kernels.glob("tiles/*.json"), *csrc.glob("*.py"), *(csrc / "cuda").iterdir()]
     sources = [*shared, *(kernels / operation).glob("*.py")]
     digest = hashlib.sha256()
     for path in sorted(sources):

@@ -1,17 +1,28 @@
 """Data-free inversion of Vision Transformers: dense, sparse (SMI) and patch rebirth (PRI)."""
 
+import sys
+from pathlib import Path
+
+if not (Path(__file__).parent / "kernels").exists():
+    __path__.append(str(Path(__file__).parents[1]))  # in a checkout kernels/ and csrc/ lie beside smi/, not in it
+
 from .distillation import distill
+from .engine.drop_in import accelerate, drop_in
 from .errors import InputError, RunError
 from .evaluate import evaluate
-from .forward import forward_sparse
-from .inversion import invert, invert_batches
-from .losses import default_losses
+from .images.forward import forward_sparse
+from .images.sparse_images import SparseImages
+from .inversion import importance, losses
+from .inversion.loop import invert, invert_batches
+from .inversion.losses import default_losses
+from .inversion.schedules import Event, Schedule
+from .inversion.settings import Iteration
 from .quantization import load_quantized, quantize
-from .schedules import Event, Schedule
-from .settings import Iteration
-from .sparse_images import SparseImages
 from .version import __version__
-from .wrappers import accelerate, drop_in
+
+for public in (importance, losses):
+    sys.modules[f"{__name__}.{public.__name__.rsplit('.', 1)[1]}"] = public  # `from smi.importance import Snapshot` works too
+del public
 
 __all__ = [
     "Event",

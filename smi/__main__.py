@@ -1,5 +1,5 @@
 """`python -m smi` is the command `smi`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

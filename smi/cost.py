@@ -7,8 +7,8 @@ Honest count: 2 operations per multiply-add of every matrix product that the eng
 
 from dataclasses import dataclass
 
-from .models import ViT
-from .schedules import Schedule
+from .inversion.schedules import Schedule
+from .models.vit import ViT
 
 PUBLISHED_FACTOR = 384  # forward and twice that for the backward pass, times a batch of 128
 NORM_OPS = 4  # per element, in the published rule

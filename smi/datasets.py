@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
-from .models import ViT, describe
+from .models.vit import ViT, describe
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}  # and how files and folders name them
 CIFAR10_VARIABLE = "SMI_CIFAR10"  # where the name cifar10 finds its data

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .patches import from_patches
-from .readers import Reader, logits, reader
-from .settings import generator
-from .sparse_images import SparseImages
+from .images.patches import from_patches
+from .images.readers import Reader, logits, reader
+from .images.sparse_images import SparseImages
+from .inversion.settings import generator
 
 COMPARED = 200  # images set against real ones at most: every one is compared with all of its class
 

@@ -5,7 +5,7 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 
-from smi.cli import run
+from smi.cli.main import run
 
 
 def small_vit(kind=VisionTransformer, seed: int = 0, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), **options):

@@ -1,5 +1,5 @@
 // The attention kernels on the host: a C interface that tests call through ctypes. Compiled with -DSMI_EMULATE.
-#include "../attention_launch.cuh"
+#include "../cuda/attention_launch.cuh"
 
 namespace {
 

@@ -4,10 +4,11 @@ import ctypes
 from collections.abc import Callable
 
 import torch
-from smi.csrc import host
 from torch import Tensor
 
-from ..recording import call, dense
+from smi.csrc import host
+
+from ..layers.recorded_pass import call, dense
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

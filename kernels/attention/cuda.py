@@ -1,13 +1,14 @@
-"""Attention in CUDA C++ (csrc): bfloat16 and float16, short sequences. The library that was installed, or one built on first use."""
+"""Attention in CUDA C++ (csrc/cuda): bfloat16 and float16, short sequences. The library that was installed, or one built on first use."""
 
 import sys
 from functools import cache
 
 import torch
-from smi.csrc import build
 from torch import Tensor
 
-MOST_TOKENS = {32: 256, 64: 256, 80: 192, 128: 128}  # by compiled width; as csrc/attention.h, which a test compares
+from smi.csrc import build
+
+MOST_TOKENS = {32: 256, 64: 256, 80: 192, 128: 128}  # by compiled width; as csrc/cuda/attention.h, which a test compares
 MOST_TOKENS_99KB = {32: 256, 64: 144, 80: 128, 128: 80}  # of these, what fits where a block gets 99 KiB of shared memory (8.6, 8.9, 12.x)
 ENOUGH_SHARED = 163 * 1024  # bytes a block gets elsewhere (8.0): all of MOST_TOKENS fit
 OLDEST_DEVICE = (8, 0)

@@ -3,10 +3,11 @@
 import ctypes
 
 import torch
-from smi.csrc import host
 from torch import Tensor
 
-from ..recording import call, dense
+from smi.csrc import host
+
+from ..layers.recorded_pass import call, dense
 
 
 class Params(ctypes.Structure):

@@ -3,8 +3,9 @@
 import ctypes
 
 import torch
-from smi.csrc import host
 from torch import Tensor
+
+from smi.csrc import host
 
 from ..patch_embed.cpu import described
 from . import stock

@@ -4,8 +4,9 @@ import ctypes
 
 import torch
 import torch.nn.functional as F
-from smi.csrc import host
 from torch import Tensor
+
+from smi.csrc import host
 
 
 class Patches(ctypes.Structure):

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from .. import cost
-from ..forward import forward_sparse
-from ..inversion import invert
-from ..models import ViT, describe
-from ..schedules import Schedule, make_schedule
-from ..sparse_images import SparseImages
+from ..images.forward import forward_sparse
+from ..images.sparse_images import SparseImages
+from ..inversion.loop import invert
+from ..inversion.schedules import Schedule, make_schedule
+from ..models.vit import ViT, describe
 
 METHODS = (
     ("dense", {}),

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from ..datasets import load
 from ..distillation import distill, partly_fresh
 from ..errors import InputError, RunError
+from ..images.sparse_images import SparseImages
+from ..images.storage import replace_file
 from ..quantization import quantize
 from ..quantization.model import accuracy
-from ..sparse_images import SparseImages
-from ..storage import replace_file
 from ..teachers import digits
 
 WORTH = "worth.json"

@@ -8,15 +8,15 @@ import torch
 
 from ..datasets import load
 from ..errors import InputError
-from ..inversion import invert
-from ..models import describe
-from ..patches import to_patches
+from ..images.patches import to_patches
+from ..images.sparse_images import SparseImages
+from ..images.storage import output_folder, replace_file
+from ..inversion.loop import invert
+from ..inversion.settings import generator
+from ..models.vit import describe
 from ..quantization.model import accuracy
 from ..report import picture_grid, rows_of, write_report
 from ..report.runs import DEMO, FORMAT
-from ..settings import generator
-from ..sparse_images import SparseImages
-from ..storage import output_folder, replace_file
 from ..teachers import digits
 from . import downstream
 from .compare import ITERATIONS, METHODS, NUM_IMAGES, agreement, compare

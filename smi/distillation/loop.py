@@ -17,16 +17,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..model_folder import DESCRIPTION, WEIGHTS, load_weights, save_model, save_weights
-from ..models import describe
-from ..readers import Reader, logits, reader
-from ..settings import generator
-from ..storage import output_folder, replace_file
-from ..training_state import load_state, save_state
+from ..images.readers import Reader, logits, reader
+from ..images.storage import output_folder, replace_file
+from ..inversion.settings import generator
+from ..models.folder import DESCRIPTION, WEIGHTS, load_weights, save_model, save_weights
+from ..models.vit import describe
 from . import augment
 from .pool import Pool, Source, remove_pools
 from .progress import Progress
 from .settings import Settings, freeze_trunk, make_optimiser, make_settings
+from .training_state import load_state, save_state
 
 STATE, CURVE, RESULT = "state.safetensors", "curve.jsonl", "result.json"
 SAVE_EVERY = 30.0  # seconds

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..inversion import invert
-from ..settings import generator
-from ..sparse_images import SparseImages
+from ..images.sparse_images import SparseImages
+from ..inversion.loop import invert
+from ..inversion.settings import generator
 
 Source = SparseImages | Callable[[int], SparseImages] | Iterator[SparseImages]
 

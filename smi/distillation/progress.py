@@ -3,7 +3,7 @@
 import sys
 import time
 
-from ..progress import PLAIN_EVERY
+from ..inversion.progress import PLAIN_EVERY
 
 
 class Progress:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..checkpoints import load_model
 from ..errors import InputError
-from ..models import describe
-from ..settings import generator
+from ..inversion.settings import generator
+from ..models.by_name import load_model
+from ..models.vit import describe
 
 SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 4}
 

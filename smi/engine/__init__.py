@@ -2,6 +2,5 @@
 
 from .fused import Fused, Mode, pass_bytes
 from .reference import Output, forward, forward_patches
-from .step import Step
 
-__all__ = ["Fused", "Mode", "Output", "Step", "forward", "forward_patches", "pass_bytes"]
+__all__ = ["Fused", "Mode", "Output", "forward", "forward_patches", "pass_bytes"]

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..kernels import frozen, packed
 from ..kernels.dispatch import backend
-from ..kernels.recording import Recording, recorded
-from ..models import Block, Norm, ViT
+from ..kernels.layers import cpp, dispatched
+from ..kernels.layers.recorded_pass import Recording, recorded
+from ..models.vit import Block, Norm, ViT
 from .processor import faster_dtype
 from .reference import Output
 
@@ -154,7 +154,7 @@ class Fused:
         self.mode = Mode(dtype, recompute)
         self.vit = vit = vit.to(vit.device, dtype)
         family = _family(vit)
-        self.packed = family is packed
+        self.packed = family is cpp
         self.recordable = self.packed and not any(block.q_norm or block.k_norm for block in vit.blocks)  # those norms take operations of PyTorch
         self.few = len(vit.heads) if vit.pool == "token" else 0  # tokens that go on from the last block; 0: all
         self.embed = family.Embed(vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, vit.patch_size)
@@ -169,14 +169,14 @@ class Fused:
     @property
     def family(self) -> ModuleType:
         """The layers in use."""
-        return packed if self.packed else frozen
+        return cpp if self.packed else dispatched
 
     def describe(self) -> dict:
         """What runs: dtype, and the version of each operation."""
-        if self.family is packed:
-            versions = dict.fromkeys(("attention", "cls_attention", "layer_norm", "linear_gelu", "linear_residual", "patch_embed"), packed.NAME)
+        if self.family is cpp:
+            versions = dict.fromkeys(("attention", "cls_attention", "layer_norm", "linear_gelu", "linear_residual", "patch_embed"), cpp.NAME)
         else:
-            versions = frozen.versions(self.vit.blocks[0].qkv.weight, self.vit.num_patches, self.vit.num_heads)
+            versions = dispatched.versions(self.vit.blocks[0].qkv.weight, self.vit.num_patches, self.vit.num_heads)
         return {"dtype": str(self.dtype).removeprefix("torch."), "versions": versions}
 
     def memory(self) -> Memory:
@@ -328,8 +328,8 @@ class Fused:
 def _normalise_heads(packed: Tensor, *norms) -> tuple[Tensor, list[tuple]]:
     """packed [B, T, J, H, D], of which the first parts along J pass a norm where there is one, and what the norms' backward needs."""
     if not any(norms):
-        return packed, []
-    parts, kept = list(packed.unbind(2)), []
+        return cpp, []
+    parts, kept = list(cpp.unbind(2)), []
     for j, norm in enumerate(norms):
         if norm is not None:
             given = parts[j].contiguous()
@@ -366,9 +366,9 @@ def pass_bytes(vit: ViT, batch: int, active: int, mode: Mode) -> int:
 
 def _family(vit: ViT) -> ModuleType:
     """The layers for this device and dtype: C++ on the CPU where it can be had and nothing else is asked for."""
-    if vit.device.type == "cpu" and backend() == "auto" and packed.unsupported(vit.embed.weight) is None:
-        return packed
-    return frozen
+    if vit.device.type == "cpu" and backend() == "auto" and cpp.unsupported(vit.embed.weight) is None:
+        return cpp
+    return dispatched
 
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ..kernels.layer_norm.reference import layer_norm
 from ..kernels.linear_gelu.reference import linear_gelu
 from ..kernels.linear_residual.reference import linear_residual
 from ..kernels.patch_embed.reference import patch_embed
-from ..models import Block, Linear, Norm, ViT
+from ..models.vit import Block, Linear, Norm, ViT
 
 
 @dataclass(frozen=True, eq=False)

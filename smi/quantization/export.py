@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import RunError
-from ..models import ViT, describe
+from ..models.vit import ViT, describe
 from .model import Facts
 
 EXAMPLE = (2, 3)  # images and patches to export with: neither is 0 or 1, which torch.export would take for constants

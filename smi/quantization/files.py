@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from ..storage import output_folder, replace_file
+from ..images.storage import output_folder, replace_file
 from .model import Facts, QuantizedViT
 
 MANIFEST = "quantized.json"

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models import ViT
-from ..patches import to_patches
-from ..sparse_images import SparseImages
+from ..images.patches import to_patches
+from ..images.sparse_images import SparseImages
+from ..models.vit import ViT
 from .recipe import Recipe
 
 Images = Tensor | SparseImages | tuple[Tensor, Tensor]

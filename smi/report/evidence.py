@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..sparse_images import SparseImages
-from ..storage import MANIFEST
+from ..images.sparse_images import SparseImages
+from ..images.storage import MANIFEST
 from . import pictures, plots
 from .images import COLUMNS, OVERVIEW, Place, provenance_table
 from .page import Figure, Pair, Part, Section, Table, number

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..evaluate import Evaluation, Recognition
-from ..snapshots import Progress, load_progress
-from ..sparse_images import SparseImages
+from ..images.sparse_images import SparseImages
+from ..inversion.snapshots import Progress, load_progress
 from . import pictures, plots
 from .page import Figure, Part, Section, Table, number, per_cent
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from torch import nn
 
-from ..checkpoints import EMBEDDED, load_model
 from ..errors import InputError
 from ..evaluate import Evaluation, evaluate
-from ..models import describe
-from ..sparse_images import SparseImages
+from ..images.sparse_images import SparseImages
+from ..models.by_name import EMBEDDED, load_model
+from ..models.vit import describe
 
 
 class Judge:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..patches import from_patches, to_patches
-from ..snapshots import Progress
-from ..sparse_images import SparseImages
+from ..images.patches import from_patches, to_patches
+from ..images.sparse_images import SparseImages
+from ..inversion.snapshots import Progress
 from .plots import save
 
 DROPPED = 0.86  # light grey of patches that an image does not have; rarely a colour of an inverted image

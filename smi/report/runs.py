@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..storage import MANIFEST
+from ..images.storage import MANIFEST
 from . import images, pictures, plots
 from .images import Place, Result
 from .page import Details, Figure, Heading, Part, Section, Table, factor, number, per_cent

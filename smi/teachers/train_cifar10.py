@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..datasets import Sizes, load
+from ..distillation.training_state import load_state, save_state
 from ..errors import InputError, RunError
-from ..forward import forward_sparse
-from ..model_folder import DESCRIPTION, save_model
-from ..patches import to_patches
-from ..settings import generator
-from ..training_state import load_state, save_state
+from ..images.forward import forward_sparse
+from ..images.patches import to_patches
+from ..inversion.settings import generator
+from ..models.folder import DESCRIPTION, save_model
 
 SIDE, CLASSES = 32, 10  # of CIFAR-10
 STATE = "state.safetensors"

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..forward import forward_sparse
-from ..patches import to_patches
+from ..images.forward import forward_sparse
+from ..images.patches import to_patches
 from . import ARCHITECTURE, FOLDER, RECORD, WEIGHTS, untrained_digits
 
 SIDE, PATCH = ARCHITECTURE["img_size"], ARCHITECTURE["patch_size"]

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch import Tensor
+
 from smi.kernels.comparison import Error, Example, cast, compare, error_of
 from smi.kernels.comparison import outcome as run
-from torch import Tensor
 
 __all__ = ["VERSIONS", "assert_close_enough", "cast", "check_version", "needs_float32", "poisoned", "run"]
 VERSIONS = ["reference", "stock", "triton"] + ([] if torch.cuda.is_available() else ["cpu"])  # of most operations, on the device of the tests

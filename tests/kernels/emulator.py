@@ -14,7 +14,7 @@ FLAGS = ("-std=c++20", "-O2", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unk
 
 
 class Params(ctypes.Structure):
-    """AttentionParams of csrc/attention.h."""
+    """AttentionParams of csrc/cuda/attention.h."""
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("qkv", "index", "lengths", "out", "lse", "dout", "dqkv")),

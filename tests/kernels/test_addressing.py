@@ -8,8 +8,9 @@ import inspect
 
 import pytest
 import torch
-from smi.kernels import dispatch
 from torch import Tensor
+
+from smi.kernels import dispatch
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="only the interpreter runs some programs of a launch and not the others")
 

@@ -1,12 +1,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.library import opcheck
+
 from smi.kernels import dispatch
 from smi.kernels.attention import attention, stock
 from smi.kernels.attention.op import SIZES, example, size_class
 from smi.kernels.attention.reference import attention as definition
-from torch.library import opcheck
-
 from tests.kernels import checks
 
 TOKENS = (1, 2, 29, 47, 48, 50, 99, 148, 197, 257, 577)

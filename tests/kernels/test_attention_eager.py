@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from smi.csrc import host
-from smi.kernels import dispatch
-from smi.kernels.attention import attention
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
+from smi.csrc import host
+from smi.kernels import dispatch
+from smi.kernels.attention import attention
 from tests.kernels import checks
 from tests.kernels.test_attention import DTYPES, OPTIONS, arguments, check
 

@@ -3,12 +3,12 @@ represent badly."""
 
 import pytest
 import torch
+
 from smi.csrc import host
 from smi.kernels import dispatch
 from smi.kernels.attention import attention
 from smi.kernels.attention.reference import attention as definition
 from smi.kernels.precision import same_precision
-
 from tests.kernels import checks
 from tests.kernels.test_attention import arguments
 

@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from bench import files, gpu
+from bench.cases import operations
+from bench.gates import compiled, cubin, nvcc
+from bench.measuring import operations as runner
+from bench.sides import plain_operations
+from bench.tables import terminal, verified
 from smi.kernels import comparison, dispatch, timing
 from smi.kernels.verification import VERIFIED
-
-from bench import alternatives, cases, compile_gate, cubin, files, gpu, nvcc, runner, table, verified
 
 CPU = torch.device("cpu")
 SMALL = {"BATCH": 2, "HEADS": 2, "HEAD_WIDTH": 8, "WIDTH": 16, "HIDDEN": 32, "IMAGE": 64, "PATCH": 16}
@@ -22,9 +27,9 @@ SMALL = {"BATCH": 2, "HEADS": 2, "HEAD_WIDTH": 8, "WIDTH": 16, "HIDDEN": 32, "IM
 def small(monkeypatch):
     """The sizes of all cases, small."""
     for name, value in SMALL.items():
-        monkeypatch.setattr(cases, name, value)
-    builders = [cases.norm_case(5), cases.gelu_case(5), cases.residual_case(5), cases.embed_case(4), cases.step_case(16), cases.tv_case()]
-    return {case.operation + case.name: case for case in [cases.attention_case(5, 2), cases.cls_case(5), *builders]}
+        monkeypatch.setattr(operations, name, value)
+    builders = [operations.norm_case(5), operations.gelu_case(5), operations.residual_case(5), operations.embed_case(4), operations.step_case(16), operations.tv_case()]
+    return {case.operation + case.name: case for case in [operations.attention_case(5, 2), operations.cls_case(5), *builders]}
 
 
 def test_alternatives_compute_what_the_definitions_say(small):
@@ -43,7 +48,7 @@ def test_alternatives_compute_what_the_definitions_say(small):
 
 
 def test_runner_measures_what_is_correct_and_says_why_not_the_rest(small, monkeypatch):
-    case = replace(small["layer_norm2x5 tokens"], dtype=torch.float32, others={"eager": alternatives.layer_norm, "broken": lambda **_: 1 / 0})
+    case = replace(small["layer_norm2x5 tokens"], dtype=torch.float32, others={"eager": plain_operations.layer_norm, "broken": lambda **_: 1 / 0})
     ceiling = runner.ceilings(CPU, elements=1 << 16, size=64, dtype=torch.float32)
     assert min(ceiling) > 0
     measured, refused = runner.measure(case, CPU, ceiling, rounds=3)
@@ -87,10 +92,10 @@ def test_share_is_of_the_longer_floor(small):
 
 
 def test_every_operation_has_a_case_with_an_eager_side():
-    assert {case.operation for case in cases.CASES} == set(dispatch.OPERATIONS)
-    assert all("eager" in case.others for case in cases.CASES)
-    assert len({(case.operation, case.name) for case in cases.CASES}) == len(cases.CASES)
-    assert {case.operation for case in cases.select(["attention"])} == {"attention"}
+    assert {case.operation for case in operations.CASES} == set(dispatch.OPERATIONS)
+    assert all("eager" in case.others for case in operations.CASES)
+    assert len({(case.operation, case.name) for case in operations.CASES}) == len(operations.CASES)
+    assert {case.operation for case in operations.select(["attention"])} == {"attention"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -104,7 +109,7 @@ def test_a_whole_run_on_the_cpu(small, monkeypatch, tmp_path, capsys):
     from smi.kernels.layer_norm import op
 
     monkeypatch.setattr(op, "example", lambda device, dtype, size: small["layer_norm2x5 tokens"].build(device, dtype))
-    monkeypatch.setattr(cases, "CASES", (small["layer_norm2x5 tokens"], small["linear_gelu2x5 tokens"]))
+    monkeypatch.setattr(operations, "CASES", (small["layer_norm2x5 tokens"], small["linear_gelu2x5 tokens"]))
     about = {"device": "Imaginary 1", "dirty": False, "architecture": "sm_90", "commit": "0"}
     monkeypatch.setattr(gpu, "environment", lambda device: dict(about))
     monkeypatch.setattr(gpu, "RESULTS", tmp_path)
@@ -159,7 +164,7 @@ def test_runs_from_the_root_without_installation():
     """Only the checkout on the path, no installed package: smi.kernels is found beside smi."""
     root = Path(__file__).parents[2]
     code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]\n"
-    code += "import bench, smi.kernels; print(smi.kernels.__file__)"
+    code += "import smi.kernels; print(smi.kernels.__file__)"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
     assert done.stdout.strip() == str(root / "kernels" / "__init__.py"), done.stderr
 
@@ -216,39 +221,39 @@ def gate(versions, **kernels):
 
 def test_gate_fails_on_a_change_with_the_same_compilers_only(capsys):
     before = gate({"triton": "1"}, a=facts(), b=facts())
-    assert compile_gate.check(before, before, None) == 0
+    assert compiled.check(before, before, None) == 0
     after = gate({"triton": "1"}, a=facts(registers=40), b=facts())
-    assert compile_gate.check(after, before, None) == 1
+    assert compiled.check(after, before, None) == 1
     assert "layer_norm/a" in capsys.readouterr().out
-    assert compile_gate.check(gate({"triton": "1"}, a=facts()), before, None) == 1  # a kernel that went
-    assert compile_gate.check(gate({"triton": "2"}, a=facts(registers=40), b=facts()), before, None) == 0
+    assert compiled.check(gate({"triton": "1"}, a=facts()), before, None) == 1  # a kernel that went
+    assert compiled.check(gate({"triton": "2"}, a=facts(registers=40), b=facts()), before, None) == 0
     assert "not held against it: compilers are {'triton': '2'}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("change", "text"), [({"stack": 8}, "spills"), ({"spill_ops": 1}, "spills"), ({"shared": 166913}, "at most fit")])
 def test_gate_fails_on_a_spill_whatever_is_committed(change, text, capsys):
     bad = gate({"triton": "9"}, a=facts(**change))
-    assert compile_gate.check(bad, bad, None) == 1
+    assert compiled.check(bad, bad, None) == 1
     assert text in capsys.readouterr().out
 
 
 def test_gate_looks_only_at_what_was_compiled():
     committed = {"versions": {}, "kernels": {"attention/x": {}, "csrc/attention/y": {"sm_80": facts()}, "layer_norm/a": {"sm_80": facts()}}}
-    assert not compile_gate.differences(gate({}, a=facts()), committed, ["layer_norm"])
-    assert not compile_gate.differences(gate({}, a=facts()), committed, None)  # no nvcc here, its kernels are not held against it
-    assert compile_gate.differences(gate({"nvcc": "1"}, a=facts()), committed, None)
+    assert not compiled.differences(gate({}, a=facts()), committed, ["layer_norm"])
+    assert not compiled.differences(gate({}, a=facts()), committed, None)  # no nvcc here, its kernels are not held against it
+    assert compiled.differences(gate({"nvcc": "1"}, a=facts()), committed, None)
 
 
 def test_gate_file_has_a_line_per_kernel_and_architecture():
     before = gate({"triton": "1"}, b=facts(mma={"HMMA": 4}), a=facts())
-    text = compile_gate.as_text(before["versions"], before["kernels"])
+    text = compiled.as_text(before["versions"], before["kernels"])
     assert json.loads(text) == before
     assert sum('"sm_80"' in line for line in text.splitlines()) == 2
     assert text.index("layer_norm/a") < text.index("layer_norm/b")
 
 
 def test_table_without_rich_has_the_same_cells():
-    text = table.plain_table("title", ["name", "n"], [["a", "1"], ["bb", "22"]])
+    text = terminal.plain_table("title", ["name", "n"], [["a", "1"], ["bb", "22"]])
     assert text.splitlines() == ["title", "name   n", "a      1", "bb    22"]
 
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
+from torch.library import opcheck
+
 from smi.kernels import dispatch
 from smi.kernels.cls_attention import cls_attention
 from smi.kernels.cls_attention.reference import cls_attention as definition
-from torch.library import opcheck
-
 from tests.kernels import checks
 
 TOKENS = (1, 2, 29, 47, 48, 50, 99, 148, 197, 257, 577)

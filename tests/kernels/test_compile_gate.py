@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from smi.kernels import dispatch
 
-from bench import compile_gate, cubin, nvcc
+from bench.gates import compiled, cubin, nvcc
+from smi.kernels import dispatch
 
 ROOT = Path(__file__).parents[2]
 WITH_TRITON = [operation for operation in dispatch.OPERATIONS if dispatch.exists(operation, "triton")]
@@ -25,7 +25,7 @@ def test_gate(name, part):
     if name == "csrc" and not nvcc.found():
         pytest.skip("nvcc is not found: csrc cannot be compiled")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.compile_gate", "--check", "--only", name, "--part", part, "--jobs", "1"]
+    command = [sys.executable, "-m", "bench.gates.compiled", "--check", "--only", name, "--part", part, "--jobs", "1"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print(done.stdout)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
@@ -33,16 +33,16 @@ def test_gate(name, part):
 
 def test_the_committed_file_names_what_ships():
     """Every configuration for every architecture it is for, and nothing else; all parts together are the whole."""
-    cases = compile_gate.triton_cases(None)
-    wanted = {case.name: {f"sm_{a}" for a in case.architectures or compile_gate.ARCHITECTURES} for case in cases}
-    committed = json.loads(compile_gate.RESULTS.read_text())["kernels"]
+    cases = compiled.triton_cases(None)
+    wanted = {case.name: {f"sm_{a}" for a in case.architectures or compiled.ARCHITECTURES} for case in cases}
+    committed = json.loads(compiled.RESULTS.read_text())["kernels"]
     assert {name: set(found) for name, found in committed.items() if not name.startswith("csrc/")} == wanted
-    parts = [case.name for i in range(1, 9) for case in compile_gate.triton_cases(["attention"], (i, 8))]
+    parts = [case.name for i in range(1, 9) for case in compiled.triton_cases(["attention"], (i, 8))]
     assert sorted(parts) == sorted(name for name in wanted if name.startswith("attention/"))
 
 
 def test_no_committed_configuration_spills():
-    assert not compile_gate.faults(json.loads(compile_gate.RESULTS.read_text()))
+    assert not compiled.faults(json.loads(compiled.RESULTS.read_text()))
 
 
 def test_a_part_is_held_against_its_part_only(capsys):
@@ -50,23 +50,23 @@ def test_a_part_is_held_against_its_part_only(capsys):
     names = [f"layer_norm/{i}" for i in range(20)]
     committed = {"versions": {}, "kernels": {name: {"sm_80": facts} for name in names}}
     for i in (1, 2):
-        mine = {"versions": {}, "kernels": {n: {"sm_80": facts | {"code": "1"}} for n in names if compile_gate.in_part(n, (i, 2))}}
+        mine = {"versions": {}, "kernels": {n: {"sm_80": facts | {"code": "1"}} for n in names if compiled.in_part(n, (i, 2))}}
         assert 0 < len(mine["kernels"]) < 20
-        assert compile_gate.check(mine, committed, None, (i, 2)) == 0  # other code with the same numbers is no difference
+        assert compiled.check(mine, committed, None, (i, 2)) == 0  # other code with the same numbers is no difference
         del mine["kernels"][next(iter(mine["kernels"]))]
-        assert compile_gate.check(mine, committed, None, (i, 2)) == 1
+        assert compiled.check(mine, committed, None, (i, 2)) == 1
 
 
 def test_an_update_of_a_part_keeps_the_rest(monkeypatch, tmp_path):
-    monkeypatch.setattr(compile_gate, "RESULTS", tmp_path / "gate.json")
+    monkeypatch.setattr(compiled, "RESULTS", tmp_path / "gate.json")
     names = [f"layer_norm/{i}" for i in range(20)] + ["csrc/a/b", "attention/x"]
     committed = {"versions": {"nvcc": "1"}, "kernels": {name: {"sm_80": {"registers": 1}} for name in names}}
-    now = {"versions": {"triton": "3"}, "kernels": {n: {"sm_80": {"registers": 2}} for n in names[:20] if compile_gate.in_part(n, (1, 2))}}
-    compile_gate.update(now, committed, ["layer_norm"], (1, 2))
+    now = {"versions": {"triton": "3"}, "kernels": {n: {"sm_80": {"registers": 2}} for n in names[:20] if compiled.in_part(n, (1, 2))}}
+    compiled.update(now, committed, ["layer_norm"], (1, 2))
     written = json.loads((tmp_path / "gate.json").read_text())
     assert set(written["kernels"]) == set(names)
     assert {n for n, on in written["kernels"].items() if on["sm_80"]["registers"] == 2} == set(now["kernels"])
-    compile_gate.update({"versions": {}, "kernels": {}}, committed, None, None)  # no nvcc here
+    compiled.update({"versions": {}, "kernels": {}}, committed, None, None)  # no nvcc here
     assert set(json.loads((tmp_path / "gate.json").read_text())["kernels"]) == {"csrc/a/b"}
 
 

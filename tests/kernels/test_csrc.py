@@ -7,12 +7,12 @@ import subprocess
 
 import pytest
 import torch
+from torch import Tensor
+
 from smi.csrc import build
 from smi.kernels.attention import cuda
 from smi.kernels.attention.reference import attention
 from smi.kernels.precision import same_precision
-from torch import Tensor
-
 from tests.kernels import emulator
 from tests.kernels.checks import assert_close_enough
 
@@ -189,8 +189,9 @@ def test_limits_are_those_of_the_sources(library):
 def test_the_emulation_sees_faults(tmp_path, mutation, file):
     """The same kernels with one fault each: the checks above must fail, in some order of threads."""
     folder = tmp_path / "csrc"
-    (folder / "emulate").mkdir(parents=True)
-    for path in [*emulator.CSRC.glob("*.h"), *emulator.CSRC.glob("*.cuh"), *emulator.CSRC.glob("emulate/*")]:
+    for name in ("cuda", "emulate"):
+        (folder / name).mkdir(parents=True)
+    for path in [*emulator.CSRC.glob("cuda/*.h"), *emulator.CSRC.glob("cuda/*.cuh"), *emulator.CSRC.glob("emulate/*")]:
         text = path.read_text()
         if path.name == file:
             assert text.count(mutation[0]) >= 1
@@ -218,7 +219,7 @@ def test_nvcc_keeps_everything_in_registers_and_uses_tensor_cores(tmp_path, arch
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert len(spills) == 16  # bf16 and fp16, forward and backward, 2, 3, 4 and more tiles
     assert set(spills) == {("0", "0", "0")}
-    cubin = pytest.importorskip("bench.cubin")
+    cubin = pytest.importorskip("bench.gates.cubin")
     text = subprocess.run([cubin.tool("cuobjdump"), "-sass", binary], check=True, capture_output=True, text=True).stdout
     for kernel in text.split("Function : ")[1:]:
         assert "HMMA.16816.F32" in kernel

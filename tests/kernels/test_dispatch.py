@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+
 from smi.kernels import dispatch, verification
 from smi.kernels.verification import Verdict
 

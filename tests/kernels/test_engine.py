@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from smi.kernels.comparison import relative_error
 
 from smi.engine import Fused
-from smi.models import describe
+from smi.kernels.comparison import relative_error
+from smi.models.vit import describe
 from tests.conftest import small_vit
 
 

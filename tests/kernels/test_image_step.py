@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from torch.library import opcheck
+
 from smi.kernels import dispatch
 from smi.kernels.image_step import image_step, tv_norms
 from smi.kernels.image_step.reference import image_step as definition
 from smi.kernels.image_step.reference import pixel_mask, tv_gradient
 from smi.kernels.image_step.reference import tv_norms as norms_definition
-from torch.library import opcheck
-
 from tests.kernels import checks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

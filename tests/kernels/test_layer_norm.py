@@ -1,10 +1,10 @@
 import pytest
 import torch
+from torch.library import opcheck
+
 from smi.kernels import dispatch
 from smi.kernels.layer_norm import layer_norm
 from smi.kernels.layer_norm.reference import layer_norm as definition
-from torch.library import opcheck
-
 from tests.kernels import checks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.library import opcheck
+
 from smi.kernels import dispatch, matmul
 from smi.kernels.comparison import cast, error_of
 from smi.kernels.linear_gelu import linear_gelu
@@ -10,8 +12,6 @@ from smi.kernels.linear_gelu.reference import linear_gelu as gelu_definition
 from smi.kernels.linear_residual import linear_residual
 from smi.kernels.linear_residual.reference import linear_residual as residual_definition
 from smi.kernels.precision import same_precision
-from torch.library import opcheck
-
 from tests.kernels import checks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
+from torch.library import opcheck
+
 from smi.kernels import dispatch
 from smi.kernels.patch_embed import patch_embed
 from smi.kernels.patch_embed.reference import moved_cells, source_pixels
 from smi.kernels.patch_embed.reference import patch_embed as definition
-from torch.library import opcheck
-
 from tests.kernels import checks
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

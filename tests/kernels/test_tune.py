@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+from bench.tune import run as tune
+from bench.tune import slots as tune_slots
 from smi.kernels import dispatch, tuned
 from smi.kernels.attention import tiles
-
-from bench import tune, tune_slots
 
 CPU = torch.device("cpu")
 SMALL = {"BATCH": 1, "HEADS": 1, "IMAGE": 16, "PATCH": 4, "WIDTHS": (24, 48), "TOKENS": (5, 13, 40), "ROWS": (3, 7)}

@@ -8,10 +8,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from smi import cost
-from smi.cli import run
+from smi.cli.main import run
 from smi.engine import forward
-from smi.models import describe
-from smi.schedules import make_schedule
+from smi.inversion.schedules import make_schedule
+from smi.models.vit import describe
 
 
 def meta(name, **options):

@@ -13,8 +13,8 @@ from PIL import Image
 
 from smi.datasets import Sizes, fit, load
 from smi.errors import InputError
-from smi.model_folder import load_model_folder, record_of
-from smi.models import describe
+from smi.models.folder import load_model_folder, record_of
+from smi.models.vit import describe
 from smi.teachers import digits, train_cifar10
 from tests.conftest import small_vit
 

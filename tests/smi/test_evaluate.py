@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import smi
-from smi.cli import run
+from smi.cli.main import run
 from smi.errors import InputError
 from smi.evaluate import likeness, random_parts, recognition
-from smi.patches import to_patches
-from smi.readers import DenseFillWarning
-from smi.sparse_images import SparseImages
+from smi.images.patches import to_patches
+from smi.images.readers import DenseFillWarning
+from smi.images.sparse_images import SparseImages
 from tests.conftest import small_vit
 
 
@@ -108,7 +108,7 @@ def test_sparse_images_are_compared_where_they_have_pixels(pri):
         likeness(pri, torch.zeros(0, 3, 16, 16), torch.zeros(0))
 
 
-@pytest.mark.filterwarnings("ignore::smi.readers.DenseFillWarning")
+@pytest.mark.filterwarnings("ignore::smi.images.readers.DenseFillWarning")
 def test_what_does_not_fit(pri):
     with pytest.raises(InputError, match="there are no images"):
         smi.evaluate(pri[:0], small_vit())

@@ -1,0 +1,1 @@
+"""What images are worth downstream, the papers' tables: `python -m bench.evidence`."""

@@ -1,0 +1,1 @@
+"""What the regression gates compare: exact numbers, ratios, GPU times, compiled kernels."""

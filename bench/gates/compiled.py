@@ -1,0 +1,240 @@
+"""The compile gate: what the compiler makes of every shipped kernel, compared with a committed file. Needs no GPU.
+
+    python -m bench.gates.compiled                 compile and print the table
+    python -m bench.gates.compiled --check         exit 1 if a kernel spills, does not fit, or differs from bench/baseline/compile_gate.json
+    python -m bench.gates.compiled --update        rewrite that file
+    python -m bench.gates.compiled --only layer_norm linear_gelu
+    python -m bench.gates.compiled --check --only attention --part 2/8 --jobs 1
+
+Every Triton kernel in every tile configuration that ships (`compile_cases()` of each kernel.py) is compiled for sm_80, sm_90 and sm_100, and
+csrc/cuda/*.cu for sm_80 and sm_90a where nvcc is found. Numbers are compared exactly with the compiler versions of the committed file; with other
+versions the differences are only reported. Where the machine code is that of the file, by its digest, so are the counts of its instructions: only
+other code is disassembled.
+"""
+
+import argparse
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from zlib import crc32
+
+from smi.kernels import dispatch
+
+from ..files import write_text
+from ..tables.terminal import print_table
+from . import cubin, nvcc
+
+COMMITTED = Path(__file__).parents[1] / "baseline" / "compile_gate.json"
+ARCHITECTURES = (80, 90, 100)
+SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_90a": 232448, "sm_100": 232448}  # bytes that one program may use
+COLUMNS = {
+    "registers": "regs", "stack": "stack B", "spill_ops": "spills", "shared": "smem B", "instructions": "instr", "mma": "tensor core",
+    "loads_128": "ldg128", "loads_other": "ldg", "async_128": "cp128", "async_other": "cp", "bulk": "tma",
+    "stores_128": "stg128", "stores_other": "stg",
+}  # fmt: skip
+
+
+Part = tuple[int, int]  # (i, n): the i-th of n parts, from 1
+
+
+def in_part(name: str, part: Part | None) -> bool:
+    """Whether a kernel belongs to a part: by its name, so that committed and compiled kernels are parted alike; csrc by its files."""
+    key = "/".join(name.split("/")[:2]) if name.startswith("csrc/") else name
+    return part is None or crc32(key.encode()) % part[1] == part[0] - 1
+
+
+def triton_cases(only: list[str] | None, part: Part | None = None) -> list:
+    """The compile cases of all operations, or of those named."""
+    cases = [
+        case
+        for operation in dispatch.OPERATIONS
+        if dispatch.exists(operation, "triton") and (not only or operation in only)
+        for case in dispatch.load(operation, "triton").compile_cases()
+    ]
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names), f"two compile cases have the same name: {sorted({n for n in names if names.count(n) > 1})}"
+    return [case for case in cases if in_part(case.name, part)]
+
+
+def compile_triton(case, architecture: int, known: dict | None = None) -> dict:
+    """Facts of one kernel for one architecture. known: those of the committed file."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source = ASTSource(fn=case.kernel, signature=case.signature(), constexprs=case.constants, attrs=case.attributes())
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    return cubin.facts(compiled.asm["cubin"], known) | {"shared": compiled.metadata.shared}
+
+
+_cases: list = []  # what the worker processes, which are forks, compile by its place in this list
+_known: dict[str, dict] = {}  # the committed facts
+
+
+def compile_work(work: tuple[int | Path, int | str]) -> dict[str, dict]:
+    """Facts by name for the case at a place of `_cases` or a file of csrc, for one architecture."""
+    what, architecture = work
+    if isinstance(what, Path):
+        return nvcc.compile_one(what, architecture, {name: on[architecture] for name, on in _known.items() if architecture in on})
+    case = _cases[what]
+    return {case.name: compile_triton(case, architecture, _known.get(case.name, {}).get(f"sm_{architecture}"))}
+
+
+def compile_all(cases: list, sources: list[Path], known: dict[str, dict], jobs: int | None) -> dict[str, dict]:
+    """{name: {architecture: facts}} of Triton cases and files of csrc, in so many processes, by default one for each processor."""
+    _cases[:] = cases
+    _known.clear()
+    _known.update(known)
+    work: list = [(i, a) for i, case in enumerate(cases) for a in case.architectures or ARCHITECTURES]
+    work += [(source, architecture) for source in sources for architecture in nvcc.ARCHITECTURES]
+    kernels: dict[str, dict] = {case.name: {} for case in cases}
+    with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
+        for done, ((_, architecture), found) in enumerate(zip(work, pool.map(compile_work, work), strict=True), 1):
+            for name, facts in found.items():
+                kernels.setdefault(name, {})[architecture if isinstance(architecture, str) else f"sm_{architecture}"] = facts
+            progress(f"{done}/{len(work)} {next(iter(found), '')}")
+    return kernels
+
+
+def progress(text: str) -> None:
+    """Show what is being compiled, on a terminal only."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def measure(only: list[str] | None, part: Part | None = None, committed: dict | None = None, jobs: int | None = None) -> dict:
+    """All facts: {"versions": {compiler: version}, "kernels": {name: {architecture: facts}}}. committed: earlier ones, to spare work."""
+    versions, sources = cubin.compiler_versions(), []
+    if not only or "csrc" in only:
+        if nvcc.found():
+            versions["nvcc"] = nvcc.version()
+            sources = [source for source in nvcc.sources() if in_part(f"csrc/{source.stem}", part)]
+        else:
+            print("csrc is not compiled: there is no nvcc")
+    kernels = compile_all(triton_cases(only, part), sources, committed["kernels"] if committed else {}, jobs)
+    progress("")
+    return {"versions": versions, "kernels": kernels}
+
+
+def as_text(versions: dict, kernels: dict) -> str:
+    """JSON with one line per kernel and architecture, so that a change is a line of the diff."""
+
+    def lines(architectures: dict) -> str:
+        return ",\n".join(f'   "{architecture}": {json.dumps(facts)}' for architecture, facts in architectures.items())
+
+    body = ",\n".join(f'  "{name}": {{\n{lines(kernels[name])}\n  }}' for name in sorted(kernels))
+    return f'{{\n "versions": {json.dumps(versions)},\n "kernels": {{\n{body}\n }}\n}}\n'
+
+
+def faults(measured: dict) -> list[str]:
+    """What no shipped configuration may do, whatever the committed file says."""
+    found = []
+    for name, architectures in measured["kernels"].items():
+        for architecture, facts in architectures.items():
+            if facts["stack"] or facts.get("spill_ops"):
+                found.append(f"{name} {architecture}: spills, {facts['stack']} bytes of stack, {facts.get('spill_ops', 0)} local loads and stores")
+            if facts["shared"] > SHARED_LIMIT[architecture]:
+                found.append(f"{name} {architecture}: {facts['shared']} bytes of shared memory, {SHARED_LIMIT[architecture]} at most fit")
+    return found
+
+
+def differences(measured: dict, committed: dict, only: list[str] | None, part: Part | None = None) -> list[tuple[str, str, str, object, object]]:
+    """(kernel, architecture, fact, committed, now) for everything that is not equal, the digest of the code aside."""
+
+    def concerns(name: str) -> bool:
+        compiled = not name.startswith("csrc/") or "nvcc" in measured["versions"]
+        return compiled and in_part(name, part) and (not only or name.split("/")[0] in only)
+
+    changed = []
+    old, new = ({name: v for name, v in side["kernels"].items() if concerns(name)} for side in (committed, measured))
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name, {}), new.get(name, {})
+        for architecture in sorted(before.keys() | after.keys()):
+            a, b = before.get(architecture, {}), after.get(architecture, {})
+            facts = sorted((a.keys() | b.keys()) - {"code"})
+            changed += [(name, architecture, fact, a.get(fact), b.get(fact)) for fact in facts if a.get(fact) != b.get(fact)]
+    return changed
+
+
+def show(measured: dict) -> None:
+    """Print the table of all facts."""
+
+    def cell(value: object) -> object:
+        return (" ".join(f"{k} {v}" for k, v in value.items()) or "-") if isinstance(value, dict) else "" if value is None else value
+
+    rows = [
+        [name, architecture, *(cell(facts.get(key)) for key in COLUMNS)]
+        for name, architectures in measured["kernels"].items()
+        for architecture, facts in architectures.items()
+    ]
+    print_table("compiled kernels: " + ", ".join(f"{k} {v}" for k, v in measured["versions"].items()), ["kernel", "arch", *COLUMNS.values()], rows)
+
+
+def check(measured: dict, committed: dict, only: list[str] | None, part: Part | None = None) -> int:
+    """Print what is wrong or changed; the exit code."""
+    wrong = faults(measured)
+    for line in wrong:
+        print(line)
+    changed = differences(measured, committed, only, part)
+    same = all(committed["versions"].get(name) == version for name, version in measured["versions"].items())
+    if changed:
+        print_table("changed against the committed file", ["kernel", "arch", "fact", "committed", "now"], changed)
+        if not same:
+            print(f"not held against it: compilers are {measured['versions']}, the file's are {committed['versions']}")
+        else:
+            print("if this is meant, look at the numbers and run python -m bench.gates.compiled --update")
+    else:
+        print(f"{len(measured['kernels'])} kernel configurations are as in {COMMITTED.name}")
+    return 1 if wrong or (changed and same) else 0
+
+
+def update(measured: dict, committed: dict, only: list[str] | None, part: Part | None) -> None:
+    """Rewrite the committed file: what was compiled now, and of what it had the rest, csrc where there is no nvcc."""
+
+    def compiled(name: str) -> bool:
+        asked = in_part(name, part) and (not only or name.split("/")[0] in only)
+        return asked and (not name.startswith("csrc/") or "nvcc" in measured["versions"])
+
+    kept = {name: v for name, v in committed["kernels"].items() if not compiled(name)}
+    write_text(COMMITTED, as_text(committed["versions"] | measured["versions"], kept | measured["kernels"]))
+    print(f"wrote {COMMITTED}")
+
+
+def part_of(text: str) -> Part:
+    """ "2/8" as (2, 8)."""
+    i, n = map(int, text.split("/"))
+    if not 1 <= i <= n:
+        raise ValueError
+    return i, n
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--check", action="store_true", help="compare with the committed file, exit 1 on a difference")
+    made.add_argument("--update", action="store_true", help="rewrite the committed file")
+    made.add_argument("--only", nargs="+", metavar="OPERATION", choices=(*dispatch.OPERATIONS, "csrc"), help="these operations, or csrc")
+    made.add_argument("--part", type=part_of, metavar="I/N", help="the I-th of N parts of the configurations")
+    made.add_argument("--jobs", type=int, metavar="N", help="processes; by default one for each processor")
+    return made
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser().error("TRITON_INTERPRET=1 is set: interpreted kernels are not compiled, unset it")
+    committed = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {"versions": {}, "kernels": {}}
+    measured = measure(options.only, options.part, committed, options.jobs)
+    if options.update:
+        update(measured, committed, options.only, options.part)
+    if options.check:
+        return check(measured, committed, options.only, options.part)
+    show(measured)
+    return 1 if faults(measured) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

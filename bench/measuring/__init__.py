@@ -1,0 +1,1 @@
+"""Measurements: operations, steps and whole runs, memory; rows appended to result files."""

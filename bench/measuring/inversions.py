@@ -1,0 +1,212 @@
+"""Measures steps, whole runs and memory of our side and the baselines, in turn, within a time; gives rows for the result files."""
+
+import time
+from collections.abc import Callable
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from smi import cost
+from smi.inversion import augmentation
+from smi.inversion.schedules import make_schedule
+from smi.kernels import timing
+from smi.models.vit import ViT, describe
+
+from ..cases.suites import ITERATIONS, MemoryCase, StepCase, WholeCase
+from ..sides import compiled, ours
+from ..sides.step_inputs import make_start
+from . import memory, operations
+
+LEAST, MOST = 3, 20  # rounds
+LONG = 0.05  # seconds of a round
+LOSS_AGREES = 0.02  # of eager's first loss: bfloat16's rounding, and no more
+CPU_CEILING = {"elements": 1 << 26, "size": 1536}
+
+
+def build_model(name: str, options: dict, device: torch.device) -> nn.Module:
+    """A timm model with random weights: no time depends on them."""
+    torch.manual_seed(0)
+    return timm.create_model(name, **options).to(device).eval()
+
+
+def make_step(side: str, model: nn.Module, batch: int, active: int | None, *, own: bool = True, dtype: str = "auto", variant: str | None = None):
+    """The step of "ours", "recompute" (ours with that option), "compiled" or "eager". own: the baselines copy the model. dtype: of all but eager;
+    variant: of compiled."""
+    active = describe(model).num_patches if active is None else active
+    if side in ("ours", "recompute"):
+        return ours.make_step(model, batch, active, dtype=dtype, recompute=side == "recompute")
+    if side == "eager":
+        return compiled.eager_step(model, batch, active, own=own)
+    return compiled.compiled_step(model, batch, active, dtype=None if dtype == "auto" else ours.DTYPES[dtype], variant=variant)
+
+
+def product_rates(device: torch.device) -> dict[str, operations.Ceilings]:
+    """Ceilings of this device for float32 and bfloat16, by name of the dtype."""
+    if device.type == "cuda":
+        return {name: operations.ceilings(device, dtype=ours.DTYPES[name]) for name in ("float32", "bfloat16")}
+    rates = {"float32": operations.ceilings(device, dtype=torch.float32, **CPU_CEILING)}
+    if compiled.fast_dtype(device) == torch.bfloat16:
+        return rates | {"bfloat16": operations.ceilings(device, dtype=torch.bfloat16, **CPU_CEILING)}
+    emulated = 2 * compiled.PROBE**3 / compiled.product_seconds(device)[torch.bfloat16]  # a larger product would take seconds
+    return rates | {"bfloat16": rates["float32"]._replace(operations=emulated)}
+
+
+def synchronised(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call, its work on the device included."""
+    began = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def rounds_for(seconds: float, one_round: float) -> int:
+    """As many rounds as fit into the time, within LEAST and MOST."""
+    return max(LEAST, min(MOST, int(seconds / max(one_round, 1e-9))))
+
+
+def ready_sides(case: StepCase, model: nn.Module) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+    """The steps of a case, each called once, which warms it up; and why the others are not timed. No timing where the first losses disagree."""
+    torch._dynamo.reset()  # what is compiled is compiled for one shape; more than a few in a process and nothing would be
+    steps, losses, refused = {}, {}, {}
+    for side in case.sides:
+        try:
+            steps[side] = make_step(side, model, case.batch, case.active)
+            losses[side] = float(steps[side]())
+        except (RuntimeError, ImportError, OSError) as error:  # out of memory, or no compiler: reported, the others are still measured
+            steps.pop(side, None)
+            refused[side] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    wanted = losses.get("eager")
+    for side, loss in losses.items():
+        if wanted is not None and not abs(loss - wanted) <= LOSS_AGREES * abs(wanted):
+            refused[side] = f"its first loss is {loss:.6f}, eager's {wanted:.6f}"
+            del steps[side]
+    return steps, refused
+
+
+def measure_step(case: StepCase, device: torch.device, seconds: float, rates: dict[str, operations.Ceilings]) -> list[dict]:
+    """Rows of all sides of a step, rounds of the sides in turn."""
+    model = build_model(case.model, dict(case.options), device)
+    steps, refused = ready_sides(case, model)
+    one_round = sum(synchronised(step, device) for step in steps.values())
+    rounds = rounds_for(seconds, one_round)
+    peaks = {side: operations.peak_memory(step, device) for side, step in steps.items()} if device.type == "cuda" else {}
+    once = (lambda: None) if device.type == "cpu" and one_round > LONG else None  # long steps need no repetitions, nor a call to find out how many
+    samples = timing.alternate(steps, device, rounds, before=once)
+    vit = describe(model)
+    active = vit.num_patches if case.active is None else case.active
+    flops = case.batch * cost.step_flops(vit, active, cls_only=True)
+    about = {"kind": "step", "case": case.name, "model": case.model, "options": dict(case.options), "batch": case.batch, "active": active}
+    about |= {"tokens": active + vit.num_prefix, "image_size": list(vit.image_size), "depth": len(vit.blocks), "flops": flops, "rounds": rounds}
+    rows = [about | step_row(side, steps[side], samples, flops, rates) | {"peak_bytes": peaks.get(side)} for side in steps]
+    return rows + [about | {"side": side, "not_timed": reason} for side, reason in refused.items()]
+
+
+def step_row(side: str, step, samples: dict[str, list[float]], flops: int, rates: dict[str, operations.Ceilings]) -> dict:
+    """What is said of one side: quantiles, rates, and by how much it is faster than the others round by round."""
+    quantiles = timing.quantiles(samples[side])
+    rate = rates[step.dtype].operations if step.dtype in rates else None
+    faster = {f"over_{other}": over(samples, side, other) for other in samples if other != side}
+    return {
+        "side": side,
+        "resolved": step.resolved,
+        "dtype": step.dtype,
+        "ms": [q * 1e3 for q in quantiles],
+        "teraflops": flops / quantiles.median / 1e12,
+        "share_of_products": flops / rate / quantiles.median if rate else None,
+        **faster,
+    }
+
+
+def over(samples: dict[str, list[float]], side: str, other: str) -> list[float]:
+    """Quantiles of how many times faster `side` is than `other` in the same round."""
+    return list(timing.quantiles([b / a for a, b in zip(samples[side], samples[other], strict=True)]))
+
+
+def run_whole(case: WholeCase, side: str, model: nn.Module, iterations: int) -> None:
+    """One batch of trajectories from noise to its finished images."""
+    vit = describe(model)
+    schedule = make_schedule(case.method, vit.num_patches, iterations, **case.options)
+    if side == "ours":
+        images = case.batch * schedule.images_per_trajectory
+        ours.invert(model, case.method, images, iterations, case.batch, device=str(vit.device), **case.options)
+    else:
+        start = make_start(vit, case.batch, vit.num_patches)
+        compiled.eager_run(model, schedule, start, augmentation.draw(iterations, vit.image_size, torch.Generator().manual_seed(0)))
+
+
+def extrapolate(seconds: dict[int, float], iterations: int) -> float:
+    """Seconds of `iterations` by the line through two lengths; the measured time itself where that length was run."""
+    if iterations in seconds:
+        return seconds[iterations]
+    (short, a), (long, b) = sorted(seconds.items())
+    return b + max(0.0, b - a) / (long - short) * (iterations - long)
+
+
+def measure_whole(case: WholeCase, device: torch.device, seconds: float, rates: dict[str, operations.Ceilings]) -> list[dict]:
+    """Rows of a whole run, the sides and lengths in turn."""
+    model = build_model(case.model, {}, device)
+    runs = {
+        (side, length): lambda side=side, length=length: run_whole(case, side, model, length) for side in case.sides for length in case.lengths
+    }  # fmt: skip
+    earnest = case.lengths == (ITERATIONS,)
+    for side in case.sides:  # warms up
+        run_whole(case, side, model, case.lengths[0] if not earnest else 4 * (case.division or 1))
+    samples: dict[tuple, list[float]] = {key: [] for key in runs}
+    began = time.perf_counter()
+    for i in range(MOST):
+        for key in list(runs)[:: -1 if i % 2 else 1]:
+            samples[key].append(synchronised(runs[key], device))
+        if earnest or (time.perf_counter() - began) * (i + 2) / (i + 1) > seconds:
+            break
+    vit = describe(model)
+    dtypes, names = {"ours": ours.run_dtype(vit.device), "eager": "float32"}, {"ours": f"smi.invert, {ours.ENGINE}", "eager": "eager"}
+    found = []
+    for side in case.sides:
+        mine = {length: samples[side, length] for length in case.lengths}
+        rate = rates[dtypes[side]].operations if dtypes[side] in rates else None
+        found.append(whole_row(case, side, mine, vit, rate) | {"dtype": dtypes[side], "resolved": f"{names[side]} {dtypes[side]}"})
+    return found
+
+
+def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], vit: ViT, rate: float | None) -> dict:
+    """Finished images per second of a run of ITERATIONS, each round extrapolated by itself. rate: FLOP/s that products reach."""
+    schedule = make_schedule(case.method, vit.num_patches, ITERATIONS, **case.options)
+    flops = cost.image_flops(vit, schedule, cls_only=True)
+    batches = -(-case.images // (schedule.images_per_trajectory * case.batch))
+    whole = [batches * extrapolate(dict(zip(samples, one, strict=True)), ITERATIONS) for one in zip(*samples.values(), strict=True)]
+    slow, median, fast = (case.images / q for q in reversed(timing.quantiles(whole)))
+    return {
+        "kind": "whole",
+        "case": case.name,
+        "model": case.model,
+        "method": case.title,
+        "sparsity": schedule.sparsity,
+        "side": side,
+        "batch": case.batch,
+        "images": case.images,
+        "iterations": ITERATIONS,
+        "timed_iterations": list(case.lengths),
+        "extrapolated": case.lengths != (ITERATIONS,),
+        "rounds": len(whole),
+        "seconds": list(timing.quantiles(whole)),
+        "images_per_second": [slow, median, fast],
+        "flops_per_image": flops,
+        "share_of_products": flops * median / rate if rate else None,
+        "iterations_per_second": ITERATIONS * batches / timing.quantiles(whole).median,
+    }
+
+
+def measure_memory(case: MemoryCase, device: torch.device) -> list[dict]:
+    """What each side keeps for backward, and the peak of a process of its own above its level with the model loaded."""
+    rows = []
+    model = build_model(case.model, {}, device)
+    for side in case.sides:
+        about = {"kind": "memory", "case": case.name, "model": case.model, "batch": case.batch, "active": case.active, "side": side}
+        try:
+            kept = make_step(side, model, case.batch, case.active, variant=compiled.PLAIN).kept_bytes()
+            rows.append(about | {"kept_bytes": kept} | memory.peak_of(side, case.model, case.batch, case.active, {}, device, torch.get_num_threads()))
+        except RuntimeError as error:
+            rows.append(about | {"not_measured": str(error).splitlines()[0][:200]})
+    return rows

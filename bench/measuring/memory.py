@@ -1,0 +1,109 @@
+"""What a step keeps for backward, and what a process needs at its peak.
+
+One process measures one side and prints its peak above idle as JSON:
+
+    python -m bench.measuring.memory --side eager --model deit_tiny_patch16_224 --batch 2
+
+`python -m bench.run --suite memory` starts one for every side.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[2]
+STEPS = 2  # of the measured process
+
+
+def saved_bytes(forward: Callable[[], Tensor], beside: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages that autograd saves while `forward` runs, those of the tensors `beside` (weights, pixels) left out."""
+    known = {tensor.untyped_storage()._cdata for tensor in beside}
+    found: dict[int, int] = {}
+    alive = []  # so that no storage's address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in known:
+            found[storage._cdata] = storage.nbytes()
+            alive.append(storage)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(found.values())
+
+
+def peak_of(side: str, model: str, batch: int, active: int | None, options: dict, device: torch.device, threads: int | None = None) -> dict:
+    """{"idle_bytes", "peak_above_idle_bytes", ...} of a process of its own that loads the model, which is idle, and takes a few steps of one side."""
+    command = [sys.executable, "-m", "bench.measuring.memory", "--side", side, "--model", model, "--batch", str(batch), "--device", str(device)]
+    command += ["--options", json.dumps(options)] + (["--active", str(active)] if active else []) + (["--threads", str(threads)] if threads else [])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the process of {side} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+class ProcessMemory:
+    """Resident memory of this process: its level when made, and the highest since."""
+
+    def __init__(self):
+        self.since = "made"
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the highest level so far
+        except OSError:
+            self.since = "start of the process"
+        self.idle = self._status("VmRSS")
+
+    def peak(self) -> int:
+        return self._status("VmHWM")
+
+    def _status(self, field: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+
+
+def measure_process(side: str, model: str, batch: int, active: int | None, options: dict, device: torch.device) -> dict:
+    """The peak of this process above its level with the model loaded."""
+    from .inversions import build_model, make_step
+
+    network = build_model(model, options, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        idle = torch.cuda.memory_allocated(device)
+    else:
+        level = ProcessMemory()
+        idle = level.idle
+    step = make_step(side, network, batch, active, own=False)
+    for _ in range(STEPS):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        peak, since = torch.cuda.max_memory_allocated(device), "made"
+    else:
+        peak, since = level.peak(), level.since
+    return {"idle_bytes": idle, "peak_above_idle_bytes": peak - idle, "since": since, "resolved": step.resolved}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", required=True, choices=("ours", "recompute", "eager", "compiled"))
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--active", type=int, help="patches; all without it")
+    parser.add_argument("--options", type=json.loads, default={}, help="of the model's constructor, as JSON")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--threads", type=int)
+    given = parser.parse_args()
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    print(json.dumps(measure_process(given.side, given.model, given.batch, given.active, given.options, given.device)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Rows of result files as tables and plots."""

@@ -1,0 +1,108 @@
+"""The two plots of `bench.paper`: speed-up against sparsity, and time against tokens with the roofline."""
+
+from pathlib import Path
+
+from smi import cost
+from smi.inversion.schedules import make_schedule
+from smi.models.vit import ViT
+
+from ..cases.suites import BASE, ITERATIONS, TINY
+
+SIDES = {"ours": "C0", "compiled": "C2", "eager": "C1"}
+BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
+KEPT = 9  # elements per token, layer and width that backward needs: qkv, twice the MLP's hidden layer's share (4), two norms' inputs
+
+
+def plot_speedups(results, path: Path) -> Path | None:
+    """Finished images per second over dense eager; None where there is nothing to draw. results: `paper.Results`."""
+    from ..paper import METHODS, TITLES, vit_of
+
+    figure, axes = new_figure(len((TINY, BASE)))
+    drawn = False
+    for axis, model in zip(axes, (TINY, BASE), strict=True):
+        base, vit = results.images_per_second(model, METHODS[0], "eager"), vit_of(model)
+        if not base:
+            nothing(axis, TITLES[model])
+            continue
+        drawn = True
+        schedules = {m: make_schedule(m.method, vit.num_patches, ITERATIONS, **m.options) for m in METHODS}
+        dense = cost.image_flops(vit, schedules[METHODS[0]], cls_only=True)
+        for side, above in (("ours", 7), ("eager", -12)):  # points of the two may lie on one another
+            points = {m: results.images_per_second(model, m, side) for m in METHODS}
+            points = {m: value / base for m, value in points.items() if value}
+            axis.plot([schedules[m].sparsity for m in points], list(points.values()), "o", color=SIDES[side], label=side)
+            for m, value in points.items():
+                place = {"textcoords": "offset points", "xytext": (0, above), "ha": "center"}
+                axis.annotate(m.title, (schedules[m].sparsity, value), **place, fontsize=7, color=SIDES[side])
+        predicted = [dense / cost.image_flops(vit, schedules[m], cls_only=True) for m in METHODS]
+        axis.plot([schedules[m].sparsity for m in METHODS], predicted, "_", color="grey", markersize=14, label="FLOPs predict, over dense")
+        axis.set(title=TITLES[model], xlabel="sparsity", ylabel="images per second over dense eager", yscale="log", xlim=(-0.05, 1.05))
+        axis.margins(y=0.12)  # room for the labels
+        ticks(axis.yaxis, (1, 2, 5, 10, 20, 50))
+        axis.legend(fontsize=8)
+    return save(figure, path) if drawn else None
+
+
+def plot_tokens(results, path: Path) -> Path | None:
+    """Milliseconds of a step against tokens, every side, and the floor that the measured product and copy rates set."""
+    from ..paper import TITLES, vit_of
+
+    figure, axes = new_figure(len((TINY, BASE)))
+    drawn = False
+    for axis, model in zip(axes, (TINY, BASE), strict=True):
+        vit = vit_of(model)
+        if not results.steps(model, "ours"):
+            nothing(axis, TITLES[model])
+            continue
+        drawn = True
+        for side, colour in SIDES.items():
+            rows = sorted(results.steps(model, side).values(), key=lambda row: row["tokens"])
+            axis.plot([row["tokens"] for row in rows], [row["ms"][1] for row in rows], "o-", color=colour, label=side, markersize=4)
+        for dtype in sorted({row["dtype"] for row in results.steps(model, "ours").values()}):
+            counts = range(14, vit.num_patches + 1)
+            batch = next(iter(results.steps(model, "ours").values()))["batch"]
+            floors = [floor_ms(vit, batch, n, dtype, results.about) for n in counts]
+            axis.plot([n + vit.num_prefix for n in counts], floors, ":", color="grey", label=f"roofline, {dtype}")
+        axis.set(title=TITLES[model], xlabel="tokens", ylabel="ms per step", xscale="log", yscale="log")
+        ticks(axis.xaxis, (15, 30, 50, 100, 200, 500))
+        ticks(axis.yaxis, (20, 50, 100, 200, 500, 1000, 2000, 5000))
+        axis.legend(fontsize=8)
+    return save(figure, path) if drawn else None
+
+
+def floor_ms(vit: ViT, batch: int, active: int, dtype: str, about: dict) -> float:
+    """The longer of: the step's products at the measured product rate; its weights read twice and what backward needs written and read, at the copy
+    rate."""
+    flops = batch * cost.step_flops(vit, active, cls_only=True)
+    weights = sum(tensor.numel() for tensor in vit.tensors())
+    kept = batch * (active + vit.num_prefix) * KEPT * vit.embed_dim * len(vit.blocks)
+    moved = BYTES[dtype] * 2 * (weights + kept)
+    return 1e3 * max(flops / about["product_gigaflops"][dtype], moved / about["copy_gigabytes_per_second"]) / 1e9
+
+
+def new_figure(columns: int):
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * columns, 4.2), dpi=110, layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def ticks(axis, values: tuple[float, ...]) -> None:
+    """Plain numbers at these places of a logarithmic axis, as far as they lie within what is drawn."""
+    from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+    axis.set_major_locator(FixedLocator(values))
+    axis.set_major_formatter(ScalarFormatter())
+    axis.set_minor_locator(NullLocator())
+
+
+def nothing(axis, title: str) -> None:
+    axis.set(title=f"{title}: not measured", xticks=[], yticks=[])
+
+
+def save(figure, path: Path) -> Path:
+    """Written whole or not at all."""
+    temporary = path.with_suffix(".png.tmp")
+    figure.savefig(temporary, format="png")
+    temporary.replace(path)
+    return path

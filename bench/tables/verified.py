@@ -1,0 +1,46 @@
+"""Makes kernels/verified.json, which ships with the package, from the verdicts in the committed result files.
+
+    python -m bench.tables.verified            rewrite it
+    python -m bench.tables.verified --check    exit 1 if it is not what the result files give
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from smi.kernels import verification
+
+from ..files import write_json
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def rows(folder: Path = RESULTS) -> list[dict]:
+    """All rows of all devices, oldest first within a device."""
+    return [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines() if line.strip()]
+
+
+def table(rows: list[dict]) -> dict:
+    """The last verdict for every architecture, operation, version, dtype and class of sizes. A verdict from uncommitted code does not count."""
+    last: dict[str, dict[tuple, dict]] = {}
+    for row in rows:
+        if row.get("kind") == "verdict" and not row["dirty"]:
+            verdict = verification.Verdict(**{field: row[field] for field in verification.Verdict._fields})
+            last.setdefault(row["architecture"], {})[verdict[:4]] = verdict._asdict()
+    return {"architectures": {arch: [verdicts[key] for key in sorted(verdicts)] for arch, verdicts in sorted(last.items())}}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    made = table(rows())
+    if "--check" in arguments:
+        same = json.loads(verification.VERIFIED.read_text()) == made
+        print(f"{verification.VERIFIED.name} is " + ("as the result files give" if same else "out of date: run python -m bench.tables.verified"))
+        return 0 if same else 1
+    write_json(verification.VERIFIED, made)
+    print(f"wrote {verification.VERIFIED}: {sum(map(len, made['architectures'].values()))} verdicts")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

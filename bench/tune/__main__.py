@@ -1,0 +1,8 @@
+"""`python -m bench.tune`."""
+
+import sys
+
+from .run import main
+
+if __name__ == "__main__":
+    sys.exit(main())

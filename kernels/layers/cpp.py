@@ -1,0 +1,183 @@
+"""The layers of a frozen Vision Transformer on the CPU in C++ (csrc/cpu), float32: weights packed once for each direction, in the order in which the
+product reads them; bias, residual, layer scale, activation and its derivative applied while the result is in the cache; results into memory that the
+caller keeps (`out`). `frozen` has the same layers for every other device and dtype."""
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from smi.csrc import host
+
+from ..attention import cpu as attention
+from ..cls_attention import cpu as cls_attention
+from ..layer_norm import cpu as layer_norm
+from ..patch_embed import cpu as patch_embed
+from .recorded_pass import call
+
+NAME = "cpu"  # the version that runs, as the dispatcher names it
+
+EPILOGUES = ("none", "residual", "activation", "derivative", "times")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")
+
+
+class Params(ctypes.Structure):
+    """As in csrc/cpu/linear.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("x", "packed", "bias", "residual", "gamma", "slope", "y")),
+        *((name, ctypes.c_int64) for name in ("m", "k", "n", "ldx")),
+        *((name, ctypes.c_int32) for name in ("epilogue", "activation")),
+    ]
+
+
+def unsupported(weight: Tensor) -> str | None:
+    """Why a weight cannot be packed; None if it can."""
+    if weight.device.type != "cpu" or weight.dtype != torch.float32:
+        return f"it takes float32 on the CPU, not {weight.dtype} on {weight.device}"
+    return host.why_not()
+
+
+class Packed:
+    """A matrix B [k, n] as the C++ reads it."""
+
+    def __init__(self, matrix: Tensor, scale: Tensor | None = None):
+        self.k, self.n = matrix.shape
+        library = host.library()
+        library.smi_packed_floats.restype = ctypes.c_int64
+        self.memory = matrix.new_empty(library.smi_packed_floats(ctypes.c_int64(self.k), ctypes.c_int64(self.n)))
+        strides = (ctypes.c_int64(stride) for stride in matrix.stride())
+        sizes = (ctypes.c_int64(self.k), ctypes.c_int64(self.n))
+        scale = None if scale is None else scale.detach().contiguous()  # named, so that it lives as long as the call
+        library.smi_pack(_at(matrix), *strides, _at(scale), *sizes, _at(self.memory))
+
+    def multiply(
+        self, x: Tensor, out: Tensor | None, epilogue: str = "none", bias=None, residual=None, gamma=None, slope=None, activation: str = "gelu"
+    ) -> Tensor:
+        """epilogue(x B): x [..., k], rows dense; out [..., n], contiguous, made where it is None."""
+        if out is None:
+            out = x.new_empty(*x.shape[:-1], self.n)
+        m = x.numel() // self.k
+        tensors = (x, self.memory, bias, residual, gamma, slope, out)
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        params = Params(*pointers, m, self.k, self.n, self.k, EPILOGUES.index(epilogue), ACTIVATIONS.index(activation))
+        call("smi_linear", params, *tensors, cost=2.0 * m * self.k * self.n)
+        return out
+
+
+def _at(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+class Linear:
+    """x W^T + b and what may follow it, forward and backward to x. weight: [m, k]; bias, gamma: [m]. Every x and gradient must be contiguous."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None):
+        self.bias, self.gamma = (None if x is None else x.detach().contiguous() for x in (bias, gamma))
+        self.right = Packed(weight.detach().T)
+        self.left = Packed(weight.detach(), gamma)
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """x W^T + b."""
+        return self.right.multiply(x, out, bias=self.bias)
+
+    def forward_residual(self, x: Tensor, residual: Tensor, out: Tensor | None = None) -> Tensor:
+        """residual + gamma (x W^T + b)."""
+        return self.right.multiply(x, out, "residual", self.bias, residual, self.gamma)
+
+    def forward_activation(
+        self, x: Tensor, activation: str, keep: bool = True, kept: Tensor | None = None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """f(x W^T + b), and what `backward_activation` needs: its derivative, [..., m], in `kept` where that is given."""
+        if keep and kept is None:
+            kept = x.new_empty(*x.shape[:-1], self.right.n)
+        kept = kept if keep else None
+        return self.right.multiply(x, out, "activation", self.bias, slope=kept, activation=activation), kept
+
+    def again(self, x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """What `forward_activation` keeps, without the rest."""
+        return self.right.multiply(x, out, "derivative", self.bias, activation=activation)
+
+    def backward(self, grad: Tensor, out: Tensor | None = None) -> Tensor:
+        """Gradient of x from that of gamma (x W^T + b)."""
+        return self.left.multiply(grad, out)
+
+    def backward_activation(self, grad: Tensor, kept: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """Gradient of h where x = f(h), kept: f'(h)."""
+        return self.left.multiply(grad, out, "times", slope=kept)
+
+
+class Norm:
+    """LayerNorm over rows [..., d]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, eps: float):
+        self.weight, self.bias, self.eps = weight.detach(), None if bias is None else bias.detach(), eps
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised x, and mean and 1 / standard deviation of its rows."""
+        y, _, mean, rstd = layer_norm.forward(x, self.weight, self.bias, self.eps, None, out)
+        return y, mean, rstd
+
+    def backward(self, grad: Tensor, add: Tensor | None, x: Tensor, mean: Tensor, rstd: Tensor, out: Tensor | None = None) -> Tensor:
+        """Gradient of x from that of the result, plus `add`; out may be add."""
+        return layer_norm.backward(grad, add, x, self.weight, mean, rstd, self.eps, out)
+
+
+class Attention:
+    """Attention among all tokens of packed qkv [B, T, 3, H, D]; backward does not need the output."""
+
+    keeps_output = False
+
+    @staticmethod
+    def forward(qkv: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Output [B, T, H * D] and log of the sum of exponentials [B, H, T]."""
+        return attention.forward(qkv, None, None, qkv.shape[-1] ** -0.5, out)
+
+    @staticmethod
+    def backward(grad: Tensor, qkv: Tensor, output: Tensor | None, lse: Tensor, out: Tensor | None = None) -> Tensor:
+        """Gradient [B, T, 3, H, D] of qkv."""
+        return attention.backward(grad, qkv, None, None, output, lse, qkv.shape[-1] ** -0.5, out)
+
+
+class ClsAttention:
+    """Attention of a few queries q [B, P, H, D] among the keys and values kv [B, T, 2, H, D] of all tokens."""
+
+    @staticmethod
+    def forward(q: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
+        """Output [B, P, H * D] and weights [B, H, P, T]."""
+        out, _, weights = cls_attention.forward(q, kv, q.shape[-1] ** -0.5)
+        return out, weights
+
+    @staticmethod
+    def backward(grad: Tensor, q: Tensor, kv: Tensor, weights: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Gradients of q and kv, the second in `out` where that is given."""
+        return cls_attention.backward(grad, None, q, kv, weights, q.shape[-1] ** -0.5, out)
+
+
+take_tokens, add_tokens = cls_attention.take_tokens, cls_attention.add_tokens
+
+
+class Embed:
+    """Tokens of the active patches of a rolled and flipped image, prefix tokens first. weight: [d, C * p * p]; position: [N, d]; prefix: [P, d]."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, position: Tensor | None, prefix: Tensor, patch_size: int):
+        self.linear, self.patch_size = Linear(weight, bias), patch_size
+        self.position, self.prefix = (None if x is None else x.detach().contiguous() for x in (position, prefix))
+
+    def forward(self, images: Tensor, index: Tensor, augmentation: Tensor | None, out: Tensor | None = None) -> Tensor:
+        """Tokens [B, P + n, d] of images float32 [B, C, H, W]; augmentation: int [3] (dy, dx, flip)."""
+        return self.embed(*patch_embed.take_pixels(images, index, augmentation, self.patch_size), out)
+
+    def embed(self, pixels: Tensor, cells: Tensor, out: Tensor | None = None) -> Tensor:
+        """Tokens of the pixels [B, n, C * p * p] that lie at grid cells [B, n]."""
+        count = len(self.prefix)
+        if out is None:
+            out = pixels.new_empty(len(pixels), count + cells.shape[1], self.linear.right.n)
+        out[:, count:] = self.linear.forward(pixels.contiguous())
+        patch_embed.add_position(out, self.position, cells.long().contiguous(), self.prefix)
+        return out
+
+    def backward(self, grad: Tensor, index: Tensor, augmentation: Tensor | None, out: Tensor) -> Tensor:
+        """Gradient of the images, written to out [B, C, H, W], zero where no token reads."""
+        pixels = self.linear.backward(grad[:, len(self.prefix) :].contiguous())
+        return patch_embed.give_pixels(pixels, index, augmentation, self.patch_size, out)

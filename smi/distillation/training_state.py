@@ -1,0 +1,69 @@
+"""The state of a training run in one file, so that a killed run goes on where it was: weights, optimiser and progress, as safetensors and JSON.
+
+The file is written under a temporary name and moved: after a kill there is the earlier state or the later one, never half of one.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import InputError, RunError
+from ..images.storage import replace_file
+
+FORMAT = "smi.training-state/1"
+
+
+def save_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, progress: Mapping, extra: Mapping[str, Tensor] | None = None) -> None:
+    """Write weights, the optimiser's state, `progress` (JSON) and further named tensors. Raises RunError where that fails."""
+    state = optimiser.state_dict()
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"extra.{name}": tensor for name, tensor in (extra or {}).items()}
+    plain: dict[str, dict] = {}
+    for number, values in state["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimiser.{number}.{name}"] = value
+            else:
+                plain.setdefault(str(number), {})[name] = value
+    meta = {"format": FORMAT, "groups": json.dumps(state["param_groups"]), "plain": json.dumps(plain), "progress": json.dumps(progress)}
+    try:
+        replace_file(path, lambda temporary: _write(temporary, tensors, meta))
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"writing {path} failed ({getattr(error, 'strerror', None) or error})") from error
+
+
+def _write(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
+    # clones: tensors that share memory are refused, and a run must not change what is being written
+    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, path, metadata=meta)
+    with path.open("rb") as file:  # on disk before its name is
+        os.fsync(file.fileno())
+
+
+def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dict, dict[str, Tensor]]:
+    """Put a state back; returns its progress and further tensors. Raises InputError where the file is of another model or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
+        if meta.get("format") != FORMAT:
+            raise InputError(f"{path} is not of format {FORMAT}")
+        groups, plain, progress = (json.loads(meta[name]) for name in ("groups", "plain", "progress"))
+        state: dict[int, dict] = {int(number): values for number, values in plain.items()}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser."):
+                _, number, field = name.split(".", 2)
+                state.setdefault(int(number), {})[field] = tensor
+        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
+        optimiser.load_state_dict({"state": state, "param_groups": groups})
+    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be resumed from ({reason}): use another output folder, or --force to begin anew") from error
+    return progress, {name.removeprefix("extra."): tensor for name, tensor in tensors.items() if name.startswith("extra.")}

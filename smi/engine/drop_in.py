@@ -1,0 +1,133 @@
+"""The fused engine behind other people's calls: the module of published research code, and a timm model's own.
+
+before   logits, attentions, index = model(images, current_abs_index, next_relative_index)
+after    model = smi.drop_in(model), and the same line
+
+before   logits = model(images)
+after    model = smi.accelerate(model), and the same line
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..models.vit import describe
+from . import Fused
+
+
+class _Value(torch.autograd.Function):
+    """Logits [B, classes] and the CLS token's attention [B, H, T] in the last block, differentiable in the images through the logits alone."""
+
+    @staticmethod
+    def forward(ctx, images: Tensor, fused: Fused, index: Tensor) -> tuple[Tensor, Tensor]:
+        keep = ctx.needs_input_grad[0]
+        output, weights, ctx.saved = fused.forward(images.detach().float(), index, keep=keep)
+        ctx.fused, ctx.dtype = fused, images.dtype
+        row = weights[:, :, 0]
+        ctx.mark_non_differentiable(row)
+        return output.logits, row
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_logits: Tensor, _) -> tuple[Tensor, None, None]:
+        if ctx.saved is None:
+            raise RuntimeError("the pass was differentiated before and what it kept is freed: call the model again")
+        saved, ctx.saved = ctx.saved, None
+        return ctx.fused.backward(saved, grad_logits.contiguous()).to(ctx.dtype), None, None
+
+
+def value(fused: Fused, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and CLS attention by the fused engine as one autograd node, for losses of one's own."""
+    return _Value.apply(images, fused, index)
+
+
+class _Module(nn.Module):
+    """What both wrappers share: the engine, made anew when the weights move to another device."""
+
+    def __init__(self, model: nn.Module, dtype: str):
+        super().__init__()
+        self._model = [model.eval()]  # in a list: the engine has its own copy of the weights, and the wrapper has none to train
+        self._dtype, self._fused = dtype, None
+        self.num_classes, self.pretrained_cfg = model.num_classes, getattr(model, "pretrained_cfg", {})
+        self._engine()
+
+    def _engine(self) -> Fused:
+        model = self._model[0]
+        device = next(model.parameters()).device
+        if self._fused is None or self._fused.vit.device != device:
+            with torch.no_grad():
+                self._fused = Fused(describe(model).to(device, torch.float32).copy(), self._dtype)
+        return self._fused
+
+    def _apply(self, function, *args, **options):
+        self._model[0]._apply(function, *args, **options)
+        return super()._apply(function, *args, **options)
+
+    def _check(self, images: Tensor) -> None:
+        vit = self._engine().vit
+        shape = (vit.channels, *vit.image_size)
+        if images.ndim != 4 or images.shape[1:] != shape:
+            raise InputError(f"images must be [B, {', '.join(map(str, shape))}] for this model, got {list(images.shape)}")
+
+
+class DropIn(_Module):
+    """See `drop_in`."""
+
+    def forward(
+        self, images: Tensor, current_abs_index: Tensor | None = None, next_relative_index: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        """Logits [B, classes], attentions with the last block's CLS row last, and the index [B, 1 + n] that was used."""
+        self._check(images)
+        fused = self._engine()
+        index = _index(current_abs_index, next_relative_index, len(images), fused.vit.num_patches, images.device)
+        logits, row = value(fused, images, index[:, 1:] - 1)
+        prefix = fused.vit.num_prefix
+        row = torch.cat([row[..., :1] if prefix else row.new_zeros(*row.shape[:2], 1), row[..., prefix:]], dim=-1)
+        return logits, [row[:, :, None]], index
+
+
+def _index(current: Tensor | None, relative: Tensor | None, batch: int, patches: int, device: torch.device) -> Tensor:
+    """The absolute index [B, 1 + n]; 0 is the CLS token, patches count from 1."""
+    if current is None:
+        current = torch.arange(patches + 1, device=device).expand(batch, -1)
+    if current.ndim != 2 or len(current) != batch or not bool((current[:, 0] == 0).all()):
+        raise InputError(f"current_abs_index must be [{batch}, 1 + n] and begin with 0, the CLS token, got {list(current.shape)}")
+    if relative is not None and relative.shape[1] != current.shape[1]:
+        current = current.gather(1, relative.long())
+    if current.shape[1] < 2 or int(current[:, 1:].min()) < 1 or int(current.max()) > patches:
+        raise InputError(f"current_abs_index must name patches from 1 to {patches}, got {int(current[:, 1:].min())} to {int(current.max())}")
+    return current.long()
+
+
+def drop_in(model: nn.Module, dtype: str = "auto") -> DropIn:
+    """A timm ViT with the call of published research code, by the fused engine.
+
+        logits, attentions, index = module(images, current_abs_index, next_relative_index)
+
+    images: already augmented, [B, C, H, W]; current_abs_index: int [B, 1 + n], 0 for CLS and patches counted from 1, None for all;
+    next_relative_index: int [B, 1 + m], positions in current_abs_index; where it has another length, current_abs_index is gathered by it first.
+    attentions[-1]: [B, heads, 1, 1 + n], of which `.mean(dim=1)[:, 0, 1:]` is what the CLS token pays to each patch in the last block; no gradient.
+    index: the absolute index that was used. Logits are differentiable in the images, once. dtype: "auto", "float32", "bfloat16" or "float16".
+    Weights are frozen as they are now. Raises InputError for a model or arguments that do not fit.
+    """
+    return DropIn(model, dtype)
+
+
+class Accelerated(_Module):
+    """See `accelerate`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [B, classes]."""
+        self._check(images)
+        fused = self._engine()
+        index = torch.arange(fused.vit.num_patches, device=images.device).expand(len(images), -1)
+        return value(fused, images, index)[0]
+
+
+def accelerate(model: nn.Module, dtype: str = "auto") -> Accelerated:
+    """A timm ViT with its own call, logits = module(images), and pixel gradients by the fused engine.
+
+    images: [B, C, H, W]. Logits [B, classes] are differentiable in the images, once. Weights are frozen as they are now; to train them, use the model
+    itself. dtype and errors as in `drop_in`.
+    """
+    return Accelerated(model, dtype)

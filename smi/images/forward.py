@@ -1,0 +1,36 @@
+"""Sparse images through a model: the retained patches only, each with its own position embedding."""
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import forward_patches
+from ..errors import InputError
+from ..kernels.attention import attention
+from ..models.vit import describe
+from .sparse_images import SparseImages
+
+
+def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor], batch_size: int = 128) -> Tensor:
+    """Logits [M, classes] of a timm ViT on sparse images: CLS and the retained tokens, nothing else.
+
+    images: SparseImages, or (patches [M, n, C, p, p], index [M, n]) as its dataset gives them. batch_size: images at a time. Differentiable in the
+    model's weights and the patches where gradients are enabled; dropout and stochastic depth are off. Raises InputError where the patches do not fit
+    the model.
+    """
+    patches, index = (images.patches, images.index) if isinstance(images, SparseImages) else images
+    unused = (1.0,) * getattr(model, "in_chans", patches.shape[2])  # patches are normalised already: the model's statistics play no part
+    vit = describe(model, mean=unused, std=unused, frozen=not torch.is_grad_enabled())
+    wanted = (vit.channels, vit.patch_size, vit.patch_size)
+    if tuple(patches.shape[2:]) != wanted:
+        raise InputError(f"{vit.name} takes patches {list(wanted)}, these are {list(patches.shape[2:])}")
+    if isinstance(images, SparseImages) and images.grid != vit.grid:
+        raise InputError(f"{vit.name} has a {vit.grid[0]}x{vit.grid[1]} grid of patches, these images are on {images.grid[0]}x{images.grid[1]}")
+    if not len(patches):
+        return torch.empty(0, vit.num_classes, device=vit.device)
+    dtype = vit.embed.weight.dtype
+    return torch.cat(
+        [
+            forward_patches(vit, some.to(vit.device, dtype), cells.to(vit.device), attention)
+            for some, cells in zip(patches.split(batch_size), index.split(batch_size), strict=True)
+        ]
+    )

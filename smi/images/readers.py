@@ -1,0 +1,124 @@
+"""How any model reads sparse images: a ViT on the same patch grid from the retained patches alone, every other model from the filled image."""
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import Fused
+from ..errors import InputError
+from ..models.vit import describe
+from .forward import forward_sparse
+from .patches import from_patches
+from .sparse_images import SparseImages
+
+
+class DenseFillWarning(UserWarning):
+    """A model sees missing patches as the training mean, which is none of the images it was trained on."""
+
+
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """Logits [B, classes] of a model on patches [B, n, C, p, p] at cells index [B, n], normalised as the images are."""
+
+    model: nn.Module
+    grid: tuple[int, int]
+    sparse: bool  # the retained patches alone
+    scale: Tensor | None  # [C], from the normalisation of the images to that of the model; None where they are the same
+    shift: Tensor | None
+    num_classes: int
+    fast: Callable[[Tensor, Tensor], Tensor] | None = None  # the fused engine, for a model that is not trained
+
+    def __call__(self, patches: Tensor, index: Tensor) -> Tensor:
+        if self.sparse:
+            patches = self._renormalised(patches, 2)
+            return self.fast(patches, index) if self.fast else forward_sparse(self.model, (patches, index), batch_size=len(patches))
+        dense = from_patches(patches, index, self.grid, torch.zeros(patches.shape[2]))
+        return self.model(self._renormalised(dense, 1))
+
+    def _renormalised(self, pixels: Tensor, channel: int) -> Tensor:
+        if self.scale is None:
+            return pixels
+        shape = [1] * pixels.ndim
+        shape[channel] = -1
+        return pixels * self.scale.to(pixels).view(shape) + self.shift.to(pixels).view(shape)
+
+
+def reader(model: nn.Module, images: SparseImages, role: str = "the model", frozen: bool = False) -> Reader:
+    """How `model` reads these images; role is its name in errors. frozen: its weights stay as they are now, and no gradients are asked of it.
+
+    Warns where missing patches have to be filled. Raises InputError where the model cannot take the images, with what does not fit.
+    """
+    if not len(images):
+        raise InputError("there are no images")
+    channels = images.patches.shape[2]
+    takes = getattr(model, "in_chans", None)
+    if takes is not None and takes != channels:
+        raise InputError(f"{role} takes {takes} channels, but the images have {channels}")
+    sparse = _same_grid(model, images)
+    if not sparse and images.sparsity > 0:
+        warnings.warn(
+            f"{role} is no ViT on the images' {images.grid[0]}x{images.grid[1]} grid of {images.patch_size} px patches: "
+            f"it sees the missing {images.sparsity:.0%} of each image as the training mean",
+            DenseFillWarning,
+            stacklevel=3,
+        )
+    scale, shift = _statistics(model, images)
+    made = Reader(model, images.grid, sparse, scale, shift, 0)
+    return replace(made, num_classes=_classes(made, images, role), fast=_fused(model, channels) if frozen and sparse else None)
+
+
+def _fused(model: nn.Module, channels: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The fused engine's forward pass in the model's own precision; None for one that it does not compute in."""
+    weight = next(model.parameters())
+    if weight.dtype != torch.float32:
+        return None
+    unused = (1.0,) * channels  # patches are normalised already
+    fused = Fused(describe(model, mean=unused, std=unused).copy(), torch.float32)
+    memory = fused.memory()
+    return lambda patches, index: fused.forward_patches(patches.to(weight.device), index.to(weight.device), memory)
+
+
+def _same_grid(model: nn.Module, images: SparseImages) -> bool:
+    channels = images.patches.shape[2]
+    try:
+        vit = describe(model, mean=(0.0,) * channels, std=(1.0,) * channels)
+    except InputError:
+        return False
+    return (vit.grid, vit.patch_size) == (images.grid, images.patch_size)
+
+
+def _statistics(model: nn.Module, images: SparseImages) -> tuple[Tensor | None, Tensor | None]:
+    """x_model = x_images * scale + shift, where the model was trained on other statistics than the images are normalised with."""
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = cfg.get("mean"), cfg.get("std")
+    if mean is None or std is None or len(mean) != len(images.mean) or (tuple(mean), tuple(std)) == (images.mean, images.std):
+        return None, None
+    mine, theirs = torch.tensor([images.mean, images.std]), torch.tensor([tuple(mean), tuple(std)])
+    return mine[1] / theirs[1], (mine[0] - theirs[0]) / theirs[1]
+
+
+def _classes(made: Reader, images: SparseImages, role: str) -> int:
+    """Width of the model's answer to one image."""
+    one = images[:1].to(next(made.model.parameters()).device)
+    probe = made if made.sparse else Reader(copy.deepcopy(made.model).eval(), *(getattr(made, f) for f in ("grid", "sparse", "scale", "shift")), 0)
+    try:
+        with torch.no_grad():
+            logits = probe(one.patches.float(), one.index)
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+        height, width = images.image_size
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{role} cannot take images of {one.patches.shape[2]}x{height}x{width}: {reason}") from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise InputError(f"{role} must return logits [B, classes]")
+    return logits.shape[1]
+
+
+@torch.no_grad()
+def logits(read: Callable[[Tensor, Tensor], Tensor], images: SparseImages, device: torch.device | str, batch_size: int = 256) -> Tensor:
+    """Logits [M, classes] on the CPU, a batch at a time."""
+    parts = zip(images.patches.split(batch_size), images.index.split(batch_size), strict=True)
+    return torch.cat([read(patches.to(device).float(), index.to(device)).float().cpu() for patches, index in parts])

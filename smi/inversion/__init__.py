@@ -1,0 +1,1 @@
+"""The inversion loop: settings, schedules, losses, importance, augmentation, one step."""

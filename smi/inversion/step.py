@@ -1,0 +1,147 @@
+"""One update of a batch of trajectories within a stage: forward, loss, pixel gradient, Adam and clip, on memory that stays."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..engine import reference
+from ..engine.fused import Fused
+from ..engine.reference import Output
+from ..errors import InputError
+from ..kernels.image_step import image_step, tv_norms
+from ..models.vit import ViT
+from .losses import Loss, cross_entropy, needs_attention_outputs, total
+
+UPDATES = ("active", "all")
+
+
+class Step:
+    """Call `run` once an iteration. images [B, C, H, W] and the moments are updated in place; `output` is the pass that the update came from.
+
+    engine: a Fused, or a ViT for the reference. index: int64 [B, n], the active patches. losses: their sum is minimised; total variation, whose
+    gradient the update itself adds, is told by its attribute `tv_weight`. low, high: [C], valid range. update: "active" leaves the pixels of patches
+    that left as they are; "all" moves every pixel at which there is a gradient or momentum, as published code does. chunk: trajectories whose forward
+    and backward pass run together, None for all.
+    """
+
+    def __init__(
+        self,
+        engine: Fused | ViT,
+        images: Tensor,
+        moments: tuple[Tensor, Tensor],
+        labels: Tensor,
+        index: Tensor,
+        losses: Sequence[Loss],
+        low: Tensor,
+        high: Tensor,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        update: str = "active",
+        chunk: int | None = None,
+    ):
+        if update not in UPDATES:
+            raise InputError(f"update must be {' or '.join(UPDATES)}, got '{update}'")
+        self.engine, self.fused = engine, isinstance(engine, Fused)
+        self.vit = engine.vit if self.fused else engine
+        self.images, self.moments, self.labels, self.index = images, moments, labels, index
+        self.losses, self.tv_weight = _split(losses) if self.fused else (list(losses), 0.0)
+        self.low, self.high, self.lr, self.betas = low, high, lr, betas
+        self.moved = index if update == "active" else None
+        size = len(images) if chunk is None else chunk
+        self.chunks = [slice(start, start + size) for start in range(0, len(images), size)]
+        self.memory = engine.memory() if self.fused else None
+        self.grad = torch.empty_like(images)
+        self.norms = images.new_zeros(4)
+        self.kept_bytes = 0
+        self.output: Output | None = None
+
+    def run(self, count: Tensor, augmentation: Tensor) -> Tensor:
+        """Make one update; count: int scalar, 1 for the first of the run, and augmentation: int [3], both read on the device. Returns the loss []."""
+        if self.tv_weight:
+            self.norms = tv_norms(self.images)
+        loss = self._gradient(augmentation)
+        if self.tv_weight:
+            loss = loss + self.tv_weight * self.norms.sum()
+        with torch.no_grad():
+            image_step(
+                self.images, self.grad, *self.moments, count, self.low, self.high, self.moved, self.vit.patch_size,
+                self.norms if self.tv_weight else None, self.tv_weight, lr=self.lr, betas=self.betas,
+            )  # fmt: skip
+        return loss
+
+    def _gradient(self, augmentation: Tensor) -> Tensor:
+        """Loss without total variation; its gradient goes to `grad`, the model's results to `output`."""
+        if not self.fused:
+            return self._reference_gradient(augmentation)
+        if len(self.chunks) > 1:
+            return self._gradient_in_chunks(augmentation)
+        self.output, _, saved = self.engine.forward(self.images, self.index, augmentation, self.memory)
+        self.kept_bytes = self.kept_bytes or saved.bytes()
+        loss, grad_logits, grad_images = self._loss_gradients(self.output.logits)
+        self._backward(saved, grad_logits, self.grad)
+        if grad_images is not None:
+            self.grad += grad_images
+        return loss
+
+    def _backward(self, saved, grad_logits: Tensor, out: Tensor) -> None:
+        found = self.engine.backward(saved, grad_logits, out)
+        if found is not out:
+            out.copy_(found)
+
+    def _gradient_in_chunks(self, augmentation: Tensor) -> Tensor:
+        """Two forward passes, one for the loss and one for its gradient, because a loss may depend on the whole batch."""
+        parts = [self.engine.forward(self.images[c], self.index[c], augmentation, self.memory, keep=False)[0] for c in self.chunks]
+        self.output = Output(torch.cat([part.logits for part in parts]), torch.cat([part.attention for part in parts]))
+        loss, grad_logits, grad_images = self._loss_gradients(self.output.logits)
+        for chunk in self.chunks:
+            _, _, saved = self.engine.forward(self.images[chunk], self.index[chunk], augmentation, self.memory)
+            self.kept_bytes = max(self.kept_bytes, saved.bytes())
+            self._backward(saved, grad_logits[chunk], self.grad[chunk])
+        if grad_images is not None:
+            self.grad += grad_images
+        return loss
+
+    def _loss_gradients(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Loss, its gradient in the logits, and that in the images as far as it does not come through the model; None where there is none."""
+        with torch.enable_grad():
+            pixels, logits = self.images.detach().requires_grad_(), logits.detach().requires_grad_()
+            loss = total(self.losses, pixels, logits, self.labels, None)
+            check(loss)
+            grad_logits, grad_images = torch.autograd.grad(loss, [logits, pixels], allow_unused=True)
+        return loss.detach(), torch.zeros_like(logits) if grad_logits is None else grad_logits, grad_images
+
+    @torch.enable_grad()
+    def _reference_gradient(self, augmentation: Tensor) -> Tensor:
+        pixels = self.images.detach().requires_grad_()
+        wanted = [] if any(map(needs_attention_outputs, self.losses)) else None
+        self.output = reference.forward(self.vit, pixels, self.index, augmentation, wanted)
+        loss = total(self.losses, pixels, self.output.logits, self.labels, wanted)
+        check(loss)
+        (grad,) = torch.autograd.grad(loss, pixels)
+        self.grad.copy_(grad)
+        return loss.detach()
+
+
+def check(loss) -> None:
+    """Raise InputError unless a sum of losses is something to differentiate."""
+    if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
+        raise InputError("every loss must return one number that depends on the images or the logits")
+
+
+def _split(losses: Sequence[Loss]) -> tuple[list[Loss], float]:
+    """The losses without total variation, and its weight: the update adds its gradient in the pass that moves the pixels."""
+    weights = [getattr(loss, "tv_weight", None) for loss in losses]
+    rest = [loss for loss, weight in zip(losses, weights, strict=True) if weight is None]
+    return rest or [_nothing], float(sum(weight for weight in weights if weight is not None))
+
+
+def _nothing(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Total variation alone is minimised: the model takes no part."""
+    return 0 * logits.sum()
+
+
+def is_standard(losses: Sequence[Loss]) -> bool:
+    """Whether losses are only cross-entropy and total variation, which a CUDA graph can hold; a user's function might wait for the device."""
+    return all(loss is cross_entropy or getattr(loss, "tv_weight", None) is not None for loss in losses)

@@ -1,0 +1,176 @@
+"""A model in a folder: model.safetensors with the weights, and model.json with the architecture, the statistics of its training images and a record.
+
+Teachers and students that are no timm architecture by name are kept so; `smi invert --model FOLDER` takes them like any other.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..errors import InputError, RunError
+from ..images.storage import replace_file
+from .vit import ViT, describe
+
+FORMAT = "smi.model/1"
+WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
+STATISTICS = ("architecture", "mean", "std", "flip", "crop_pct")  # what is kept of timm's pretrained_cfg
+ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}  # kernels.linear_gelu's names in timm's registry
+
+
+def save_model(model: nn.Module, folder: str | Path, record: Mapping | None = None) -> Path:
+    """Write a supported ViT, or any model that timm makes by name, with a JSON record of how it was made. Raises InputError where it is neither,
+    RunError where writing fails."""
+    folder = Path(folder)
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    about = {"format": FORMAT, "architecture": architecture(model), "statistics": {k: cfg[k] for k in STATISTICS if k in cfg}, "record": record or {}}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(model, folder)
+        replace_file(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+    except OSError as error:
+        raise RunError(f"writing {folder} failed ({error.strerror or error})") from error
+    return folder
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """The weights alone, of a model that the caller makes again."""
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
+    try:
+        replace_file(folder / WEIGHTS, lambda path: save_file(weights, path))
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"writing {folder} failed ({getattr(error, 'strerror', None) or error})") from error
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights that `save_model` or `save_weights` wrote. Raises InputError where they cannot be read."""
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{folder} holds no readable {WEIGHTS} ({error})") from error
+
+
+def load_model_folder(folder: str | Path) -> nn.Module:
+    """The model that `save_model` wrote, in evaluation mode. Raises InputError where there is none or it is damaged."""
+    folder = Path(folder)
+    about = _about(folder)
+    try:
+        model = build(about["architecture"])
+        model.load_state_dict(load_file(folder / WEIGHTS))
+        statistics = about["statistics"]
+        model.pretrained_cfg = {k: tuple(v) if isinstance(v, list) else v for k, v in statistics.items()}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"the model in {folder} is damaged or was written by another version ({reason})") from error
+    return model.eval()
+
+
+def record_of(folder: str | Path) -> dict:
+    """How the model in a folder was made and what it scores."""
+    return _about(Path(folder)).get("record", {})
+
+
+def _about(folder: Path) -> dict:
+    try:
+        about = json.loads((folder / DESCRIPTION).read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder} holds no model: there is no readable {DESCRIPTION} in it") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise InputError(f"{folder / DESCRIPTION} is not of format {FORMAT}")
+    return about
+
+
+def build(made: Mapping) -> nn.Module:
+    """A model with fresh weights of what `architecture` says."""
+    if "timm" in made:
+        import timm
+
+        return timm.create_model(made["timm"], **made["options"])
+    from timm.models.deit import VisionTransformerDistilled
+    from timm.models.vision_transformer import VisionTransformer
+
+    return (VisionTransformerDistilled if made["distilled"] else VisionTransformer)(**made["options"])
+
+
+def architecture(model: nn.Module) -> dict:
+    """What `build` needs to make a model like this one: timm's name, or the arguments of VisionTransformer."""
+    name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    candidates = [made for made in (_named(model, name), _arguments(model)) if made is not None]
+    for made in candidates:
+        if _same(model, made):
+            return made
+    raise InputError(f"{name or type(model).__name__} cannot be written to a folder: it is neither a timm model by its name nor a supported ViT")
+
+
+def _named(model: nn.Module, name: str | None) -> dict | None:
+    import timm
+
+    if not name or not timm.is_model(name):
+        return None
+    options = {"num_classes": model.num_classes}
+    if hasattr(model, "in_chans"):
+        options["in_chans"] = model.in_chans
+    if hasattr(getattr(model, "patch_embed", None), "img_size"):
+        options["img_size"] = list(model.patch_embed.img_size)
+    return {"timm": name, "options": options}
+
+
+def _arguments(model: nn.Module) -> dict | None:
+    try:
+        vit = describe(model, mean=(0.0,) * model.in_chans, std=(1.0,) * model.in_chans)
+    except (InputError, AttributeError):
+        return None
+    block, distilled = vit.blocks[0], hasattr(model, "dist_token")
+    options = {
+        "img_size": list(vit.image_size),
+        "patch_size": vit.patch_size,
+        "in_chans": vit.channels,
+        "num_classes": vit.num_classes,
+        "embed_dim": vit.embed_dim,
+        "depth": len(vit.blocks),
+        "num_heads": vit.num_heads,
+        "mlp_ratio": block.fc1.weight.shape[0] / vit.embed_dim,
+        "qkv_bias": block.qkv.bias is not None,
+        "qk_norm": block.q_norm is not None,
+        "init_values": None if block.scale1 is None else 1e-5,
+        "pos_embed": "none" if vit.position is None else "learn",
+        "no_embed_class": model.no_embed_class,
+        "reg_tokens": 0 if distilled else vit.num_prefix - 1,
+        "pre_norm": vit.norm_pre is not None,
+        "global_pool": vit.pool,
+        "act_layer": ACTIVATIONS[vit.activation],
+    }
+    return {"distilled": distilled, "options": options}
+
+
+def _same(model: nn.Module, made: Mapping) -> bool:
+    """Whether `build` makes the same computation and the same tensors."""
+    try:
+        other = build(made)
+        shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (model, other)]
+        return type(model) is type(other) and shapes[0] == shapes[1] and _facts(model) == _facts(other)
+    except (TypeError, ValueError, RuntimeError, AssertionError):
+        return False
+
+
+def _facts(model: nn.Module):
+    """What a supported ViT computes, shapes in the place of weights; of other models what they print."""
+    channels = getattr(model, "in_chans", 3)
+    try:
+        return _shapes(describe(model, mean=(0.0,) * channels, std=(1.0,) * channels, flip=True))
+    except InputError:
+        return str(model)
+
+
+def _shapes(value):
+    if isinstance(value, Tensor):
+        return tuple(value.shape)
+    if isinstance(value, tuple):
+        return tuple(map(_shapes, value))
+    if is_dataclass(value):
+        return {field.name: _shapes(getattr(value, field.name)) for field in fields(value) if not (isinstance(value, ViT) and field.name == "name")}
+    return value

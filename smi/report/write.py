@@ -1,0 +1,76 @@
+"""`smi report`: what a folder holds, as one self-contained page and the pictures beside it."""
+
+from pathlib import Path
+
+from ..errors import InputError, RunError
+from ..images.storage import MANIFEST, output_folder, replace_file
+from . import evidence, images, runs
+from .judge import Judge
+from .page import MARK, render
+
+PAGE, PICTURES = "report.html", "report"
+
+
+def write_report(folder: str | Path, output: str | Path | None = None, *, model: str | None = None, checkpoint: Path | None = None) -> dict:
+    """Write OUTPUT/report.html, everything embedded, and its pictures to OUTPUT/report/; OUTPUT is `folder` when None.
+
+    folder: what `smi invert` wrote; a folder of several such folders, as `smi demo` writes with its table; or one of `bench.evidence`. model,
+    checkpoint: who judges the images, as of `load_model`; None: the embedded teacher, where they came from it. Returns the paths as data. Raises
+    InputError where there is nothing to report, a file cannot be read, or a report.html that is not ours would be replaced; RunError where writing
+    fails.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: give one that smi invert, smi demo or bench.evidence wrote")
+    target = Path(output) if output is not None else folder
+    judge = Judge(model, checkpoint)
+    try:
+        title, summary, chapters = _chapters(folder, judge)
+        page = _open(target)
+        drawn: list[Path] = []
+
+        def place(name: str) -> Path:
+            drawn.append(target / PICTURES / f"{name}.png")
+            return drawn[-1]
+
+        text = render(title, summary, chapters(place))
+        replace_file(page, lambda path: path.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        where = error.filename or target
+        raise RunError(f"the report on {folder} failed at {where} ({error.strerror or error})") from error
+    return {"report": str(page), "pictures": [str(path) for path in drawn]}
+
+
+def _chapters(folder: Path, judge: Judge):
+    """Title, summary, and a function of `place` that draws the pictures and gives the sections."""
+    name = folder.resolve().name
+    if (folder / MANIFEST).is_file():
+        result = images.read_result(folder, name, judge)
+        return images.title(result.images), images.summary(result), lambda place: images.sections(result, place)
+    if evidence.is_evidence(folder):
+        found = evidence.read_evidence(folder)
+        return f"Evidence in {name}", evidence.summary(found), lambda place: evidence.sections(found, place)
+    folders = runs.image_folders(folder)
+    if not folders:
+        raise InputError(f"{folder} holds nothing to report: no images of smi invert, no folders of them, and no evidence")
+    return _several(folder, folders, judge)
+
+
+def _several(folder: Path, folders: list[Path], judge: Judge):
+    demo = runs.read_demo(folder)
+    titles = {} if demo is None else {row["folder"]: row["method"] for row in demo["table"]}
+    order = [folder / name for name in titles if folder / name in folders]  # as in the table
+    order += [path for path in folders if path not in order]
+    results = [(path, images.read_result(path, titles.get(path.name, path.name), judge)) for path in order]
+    summary = f"{len(results)} folders of images" + ("." if demo is None else ", made by smi demo from the embedded digits teacher without data.")
+    return f"Inversions in {folder.resolve().name}", summary, lambda place: runs.sections(results, demo, place)
+
+
+def _open(target: Path) -> Path:
+    """The page to write; raises InputError where it cannot be written or is a file of somebody else's."""
+    output_folder(target, force=True)
+    output_folder(target / PICTURES, force=True)
+    page = target / PAGE
+    if page.exists() and not (page.is_file() and MARK in page.read_text(encoding="utf-8", errors="replace")[:2000]):
+        raise InputError(f"{page} was not written by smi report: choose another folder with --output, or move it away")
+    return page

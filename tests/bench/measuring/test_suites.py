@@ -1,0 +1,145 @@
+"""Suites, the runner of steps, whole runs and memory, and the published tables, on models small enough for a test."""
+
+import json
+
+import pytest
+import timm
+import torch
+
+from bench import paper, run
+from bench.cases import suites
+from bench.measuring import inversions, memory, operations, record
+from bench.sides import ours
+from smi.inversion.schedules import make_schedule
+
+CPU = torch.device("cpu")
+SMALL = {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 3, "num_classes": 10}
+MODEL = suites.TINY
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """DeiTs of two narrow blocks and 16 patches, runs of 28 iterations, little measuring."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **(SMALL | options)))
+    monkeypatch.setattr(inversions, "CPU_CEILING", {"elements": 1 << 12, "size": 32})
+    monkeypatch.setattr(inversions, "ITERATIONS", 28)
+    monkeypatch.setattr(inversions, "MOST", 1)
+    monkeypatch.setattr(memory, "peak_of", lambda side, *_: {"idle_bytes": 1, "peak_above_idle_bytes": 2, "since": "made", "resolved": side})
+
+
+def test_stages_come_from_the_schedules():
+    counts = suites.stage_counts()
+    assert counts["dense"] == [196]
+    assert counts["SMI"] == [196, 137, 95, 66, 46]
+    assert counts["PRI v=7"] == [196, 168, 140, 112, 84, 56, 28]
+    measured = {(case.model, case.active or 196) for case in suites.on_cpu().steps}
+    assert {(model, n) for model in (suites.TINY, suites.BASE) for stages in counts.values() for n in stages} <= measured
+
+
+@pytest.mark.parametrize("chosen", [suites.on_cpu(), suites.quick_on_cpu(), suites.on_gpu()], ids=["cpu", "quick", "gpu"])
+def test_cases_have_names_of_their_own_and_whole_batches(chosen):
+    for cases in (chosen.steps, chosen.scaling, chosen.memory, chosen.whole):
+        keys = [(case.name, case.sides) for case in cases]
+        assert len(set(keys)) == len(keys)
+    for case in chosen.whole:
+        schedule = make_schedule(case.method, suites.PATCHES, suites.ITERATIONS, **case.options)
+        batches = case.images / (schedule.images_per_trajectory * case.batch)
+        assert batches == int(batches) or chosen.whole == suites.on_gpu().whole and -(-batches // 1) == 1
+        assert all(len(list(make_schedule(case.method, suites.PATCHES, n, **case.options).stages())) >= 1 for n in case.lengths)
+
+
+def test_the_goals_are_about_cases_that_are_measured():
+    for chosen, goals in ((suites.on_cpu(), paper.GOALS["cpu"]), (suites.on_gpu(), paper.GOALS["cuda"])):
+        assert {goal.case for goal in goals} <= {case.name for case in chosen.steps}
+
+
+def test_all_suites_write_rows_and_the_paper_reads_them(small, tmp_path, capsys, monkeypatch):
+    methods = [(m, o.get("division")) for m, o in suites.METHODS if o.get("division") != 7]
+    whole = [suites.WholeCase(MODEL, m, v, 2, 8, (4, 8), ("ours", "eager")) for m, v in methods]
+    steps = [suites.StepCase(MODEL, 2, n, ("ours", "eager", "compiled") if n == 5 else suites.TWO_SIDES) for n in (None, 5)]
+    compiled = inversions.baselines.compiled_step
+    plain = inversions.baselines.PLAIN  # it takes no compiler
+    monkeypatch.setattr(inversions.baselines, "compiled_step", lambda *args, **options: compiled(*args, **options | {"variant": plain}))
+    chosen = suites.Suites(steps, whole, [suites.MemoryCase(MODEL, 2, 5)], [suites.StepCase(MODEL, 1, 5, options=(("depth", 1),))], operations=False)
+    path = tmp_path / "x.jsonl"
+    about = record.environment(CPU)
+    assert run.measure_suites(chosen, run.ORDER, CPU, operations.Budget(1000), about, path) == []
+    rows = record.read(path)
+    assert {row["kind"] for row in rows} == {"step", "whole", "memory"}
+    assert not any("not_timed" in row or "not_measured" in row for row in rows)
+    assert all(row["commit"] and row["torch"] and row["device_class"].startswith("cpu-") and row["resolved"] for row in rows)
+    sparse = [row for row in rows if row["kind"] == "step" and row["active"] == 5 and row["suite"] == "steps"]
+    assert [row["side"] for row in sparse] == ["ours", "eager", "compiled"]
+    assert all(row["ms"][0] <= row["ms"][1] <= row["ms"][2] and row["tokens"] == 6 for row in sparse)
+    assert sparse[0]["over_eager"][1] > 0
+    assert sparse[1]["over_ours"][1] > 0
+    made = [row for row in rows if row["kind"] == "whole"]
+    assert len(made) == 8
+    assert all(row["extrapolated"] and row["images"] == 8 and row["seconds"][0] > 0 for row in made)
+    kept = {row["side"]: row["kept_bytes"] for row in rows if row["kind"] == "memory"}
+    assert 0 < kept["ours"] < kept["eager"]
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    assert paper.main(["--device", "x", "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "paper.md").read_text()
+    assert "18.82 (2.57x)" in text
+    assert paper.MISSING in text  # DeiT-Base was not measured
+    assert (tmp_path / "speedup.png").read_bytes()[:4] == b"\x89PNG"
+    assert "figures are missing" in capsys.readouterr().out
+
+
+def test_a_side_with_another_loss_is_not_timed(small, monkeypatch):
+    monkeypatch.setattr(ours, "make_step", lambda *_, **__: lambda: torch.tensor(123.0))
+    rates = inversions.product_rates(CPU)
+    rows = inversions.measure_step(suites.StepCase(MODEL, 2, 5), CPU, 0.1, rates)
+    assert [(row["side"], "not_timed" in row) for row in rows] == [("eager", False), ("ours", True)]
+    assert "first loss is 123" in rows[1]["not_timed"]
+
+
+def test_a_run_without_time_names_what_it_left_out(small, capsys):
+    chosen = suites.Suites([suites.StepCase(MODEL, 2, 5)], [], [], [], operations=False)
+    left = run.measure_suites(chosen, ["steps"], CPU, operations.Budget(0), {}, None)
+    assert left == ["steps: deit-tiny, batch 2, 5 patches"]
+
+
+def test_extrapolation_is_the_line_through_two_lengths():
+    assert inversions.extrapolate({10: 3.0, 30: 7.0}, 100) == pytest.approx(1 + 0.2 * 100)
+    assert inversions.extrapolate({100: 9.0}, 100) == 9.0
+    assert inversions.rounds_for(60, 1.0) == inversions.MOST
+    assert inversions.rounds_for(0.1, 1.0) == inversions.LEAST
+
+
+def test_the_newest_run_is_one_run():
+    rows = [{"run": "1", "a": 1}, {"run": "2", "a": 2}, {"a": 3}, {"run": "2", "a": 4}]
+    assert [row["a"] for row in record.newest_run(rows)] == [2, 4]
+    assert record.newest_run([{"a": 3}]) == []
+
+
+def test_paper_without_rows_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    assert paper.main(["--device", "nothing"]) == 1
+    assert "python -m bench.run" in capsys.readouterr().err
+
+
+def test_throughput_from_the_steps_of_all_stages():
+    """Without whole runs: iterations per second of SMI by the steps of its five stages."""
+    base = {"kind": "step", "suite": "steps", "model": MODEL, "side": "ours", "options": {}, "batch": 8, "run": "1"}
+    rows = [base | {"case": str(n), "active": n, "ms": [n, n, n]} for n in suites.stage_counts()["SMI"]]
+    results = paper.Results(rows)
+    its, batch, how = results.its(MODEL, paper.METHODS[1], "ours")
+    schedule = make_schedule("smi", suites.PATCHES, suites.ITERATIONS)
+    mean = sum((s.stop - s.start) * s.active for s in schedule.stages()) / suites.ITERATIONS
+    assert its == pytest.approx(1000 / mean)
+    assert (batch, how) == (8, "steps")
+    assert results.images_per_second(MODEL, paper.METHODS[1], "ours") == pytest.approx(its / 4000 * 8)
+    assert results.its(MODEL, paper.METHODS[4], "ours") is None
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_process_is_more_than_what_a_step_keeps():
+    found = {side: memory.peak_of(side, MODEL, 4, 46, {"depth": 4}, CPU, 1) for side in ("eager", "ours")}
+    model = inversions.build_model(MODEL, {"depth": 4}, CPU)
+    for side, peak in found.items():
+        assert peak["idle_bytes"] > 1e8
+        assert peak["peak_above_idle_bytes"] > 0.8 * inversions.make_step(side, model, 4, 46).kept_bytes()
+    assert json.dumps(found)
