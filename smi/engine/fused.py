@@ -328,8 +328,8 @@ class Fused:
 def _normalise_heads(packed: Tensor, *norms) -> tuple[Tensor, list[tuple]]:
     """packed [B, T, J, H, D], of which the first parts along J pass a norm where there is one, and what the norms' backward needs."""
     if not any(norms):
-        return cpp, []
-    parts, kept = list(cpp.unbind(2)), []
+        return packed, []
+    parts, kept = list(packed.unbind(2)), []
     for j, norm in enumerate(norms):
         if norm is not None:
             given = parts[j].contiguous()

@@ -60,14 +60,14 @@ def test_agrees_with_the_reference_on_every_model(variant, active, family):
 def test_static_memory_gives_the_same_every_time(variant, family):
     """Twice into the same memory, with another pass without backward between the two."""
     vit, images, index, pull = problem(variant)
-    fused, memory_estimate = Fused(vit, "float32"), Buffers()
+    fused, memory = Fused(vit, "float32"), Buffers()
     want, _, saved = fused.forward(images, index, AUGMENTATION)
     grad = fused.backward(saved, pull)
     for _ in range(2):
-        got, _, saved = fused.forward(images, index, AUGMENTATION, memory_estimate)
+        got, _, saved = fused.forward(images, index, AUGMENTATION, memory)
         assert torch.equal(fused.backward(saved, pull), grad)
         assert torch.equal(got.logits, want.logits)
-        look, _, _ = fused.forward(images, index, AUGMENTATION, memory_estimate, keep=False)
+        look, _, _ = fused.forward(images, index, AUGMENTATION, memory, keep=False)
         torch.testing.assert_close(look.logits, want.logits, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(look.attention, want.attention, rtol=1e-5, atol=1e-6)
 
@@ -75,7 +75,7 @@ def test_static_memory_gives_the_same_every_time(variant, family):
 def test_memory_follows_the_images_the_shape_and_the_engine(variant, family):
     """What was recorded for one shape, batch or engine is never replayed for another."""
     vit, images, index, pull = problem(variant)
-    engines, memory_estimate = [Fused(vit, "float32"), Fused(vit, "float32", recompute=True)], Buffers()
+    engines, memory = [Fused(vit, "float32"), Fused(vit, "float32", recompute=True)], Buffers()
     draws = torch.Generator().manual_seed(5)
     for count, active in ((len(images), index.shape[1]), (1, 2), (len(images), 2), (len(images), index.shape[1])):
         for fused in engines:
@@ -83,18 +83,18 @@ def test_memory_follows_the_images_the_shape_and_the_engine(variant, family):
             want, _, saved = fused.forward(some, index[:count, :active], AUGMENTATION)
             grad = fused.backward(saved, pull[:count])
             for _ in range(2):
-                got, _, saved = fused.forward(some, index[:count, :active], AUGMENTATION, memory_estimate)
+                got, _, saved = fused.forward(some, index[:count, :active], AUGMENTATION, memory)
                 assert torch.equal(got.logits, want.logits)
                 assert torch.equal(fused.backward(saved, pull[:count]), grad)
 
 
 def test_activations_computed_again_give_the_same_gradients(variant, family):
     vit, images, index, pull = problem(variant)
-    keeping, again, memory_estimate = Fused(vit, "float32"), Fused(vit, "float32", recompute=True), Buffers()
+    keeping, again, memory = Fused(vit, "float32"), Fused(vit, "float32", recompute=True), Buffers()
     want, _, saved = keeping.forward(images, index, AUGMENTATION)
     grad = keeping.backward(saved, pull)
     for _ in range(2):
-        got, _, saved = again.forward(images, index, AUGMENTATION, memory_estimate)
+        got, _, saved = again.forward(images, index, AUGMENTATION, memory)
         assert relative(got.logits, want.logits) < 1e-6
         assert relative(again.backward(saved, pull), grad) < 1e-6
 
@@ -108,9 +108,9 @@ def test_patches_with_their_cells_give_the_logits_of_the_reference(variant, acti
     wide = vit.to("cpu", torch.float64)
     truth = engine.forward_patches(wide, patches.double(), index)
     torch.testing.assert_close(truth, engine.forward(wide, images.double(), index).logits, rtol=1e-10, atol=1e-12)
-    fused, memory_estimate = Fused(vit, "float32"), Buffers()
+    fused, memory = Fused(vit, "float32"), Buffers()
     for _ in range(2):
-        assert relative(fused.forward_patches(patches, index, memory_estimate), truth) < 1e-5
+        assert relative(fused.forward_patches(patches, index, memory), truth) < 1e-5
 
 
 @pytest.mark.parametrize("recompute", [False, True])

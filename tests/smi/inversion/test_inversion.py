@@ -263,11 +263,11 @@ def test_memory_estimate_counts_what_a_pass_holds(vit):
         return tensor
 
     images = torch.randn(3, 3, 16, 16, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), PeakMemory() as memory_estimate:
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), PeakMemory() as memory:
         output = engine.forward(described, images, torch.arange(7).expand(3, -1), torch.zeros(3, dtype=torch.int32))
         torch.autograd.grad(output.logits.sum(), images)
-    assert step_memory(described, 3, 7).pass_peak == pytest.approx(memory_estimate.peak, rel=0.2)
-    assert memory_estimate.peak >= sum(kept.values()) - images.nbytes
+    assert step_memory(described, 3, 7).pass_peak == pytest.approx(memory.peak, rel=0.2)
+    assert memory.peak >= sum(kept.values()) - images.nbytes
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_memory_estimate_bounds_what_a_run_takes():
     code = """
 import timm, smi, torch
 from smi.engine import Mode
-from smi.memory import CPU_SLACK, step_memory
+from smi.inversion.memory_estimate import CPU_SLACK, step_memory
 from smi.models import describe
 model = timm.create_model("deit_tiny_patch16_224")
 peak = lambda: 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])  # not the parent's, as ru_maxrss
