@@ -39,7 +39,9 @@ def test_whole_run(benchmark, method, options, side):
     benchmark.pedantic(lambda: inversions.run_whole(case, side, model, 14), rounds=1, warmup_rounds=0)
 
 
-@pytest.mark.parametrize("make", [operations.norm_case, operations.gelu_case, operations.residual_case, operations.cls_case], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [operations.norm_case, operations.gelu_case, operations.residual_case, operations.cls_case], ids=lambda make: make.__name__
+)
 @pytest.mark.parametrize("tokens", [47, 197])
 def test_operation(benchmark, make, tokens, monkeypatch):
     """Forward and backward of our version."""

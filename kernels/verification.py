@@ -1,6 +1,6 @@
 """How a GPU version earns its place: correct and faster, shown on that very kind of GPU.
 
-Committed result files say so for the architectures that were measured (`verified.json`, made from them by `python -m bench.tables.verified`). On any other
+Committed result files say so for the architectures that were measured (`verified.json`, made by `python -m bench.tables.verified`). On any other
 GPU the first use of an operation runs a self-check of seconds, announced on standard error, and keeps its verdict in the user's cache directory,
 under a key of device, versions and the operation's own source. `verify` checks everything anew.
 """

@@ -57,7 +57,9 @@ def cls_case(tokens: int) -> Case:
         return example("cls_attention", arguments, inputs=("q", "kv"))
 
     rows = BATCH * tokens * WIDTH  # k and v are read twice, dk and dv written
-    return Case("cls_attention", f"{BATCH}x{tokens} tokens", torch.bfloat16, build, {"eager": plain_operations.cls_attention}, 2 * 6 * rows, 2 * 7 * rows)
+    return Case(
+        "cls_attention", f"{BATCH}x{tokens} tokens", torch.bfloat16, build, {"eager": plain_operations.cls_attention}, 2 * 6 * rows, 2 * 7 * rows
+    )
 
 
 def norm_case(tokens: int) -> Case:

@@ -1,7 +1,7 @@
 """Makes kernels/verified.json, which ships with the package, from the verdicts in the committed result files.
 
-    python -m bench.tables.verified            rewrite it
-    python -m bench.tables.verified --check    exit 1 if it is not what the result files give
+python -m bench.tables.verified            rewrite it
+python -m bench.tables.verified --check    exit 1 if it is not what the result files give
 """
 
 import json

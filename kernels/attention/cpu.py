@@ -41,9 +41,7 @@ def unsupported(function: str, *args) -> str | None:
     return unavailable()
 
 
-def forward(
-    qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float, out: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def forward(qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """out and lse as in op.py; the first in memory that the caller keeps, contiguous, where it is given."""
     batch, n, _, heads, width = qkv.shape
     n = n if index is None else index.shape[1]

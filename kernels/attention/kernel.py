@@ -340,6 +340,4 @@ def backward(grad: Tensor, qkv: Tensor, index: Tensor | None, lengths: Tensor | 
 def compile_cases() -> list[CompileCase]:
     """Every kernel in every tile: 16-bit and float32, the narrowest head that is padded to the tile's width and the widest, plain and with
     index and lengths."""
-    return tiles.compile_cases(
-        {"forward": attention_fwd, "backward": attention_bwd, "queries": attention_bwd_queries, "keys": attention_bwd_keys}
-    )
+    return tiles.compile_cases({"forward": attention_fwd, "backward": attention_bwd, "queries": attention_bwd_queries, "keys": attention_bwd_keys})

@@ -61,9 +61,7 @@ def _forward_fake(qkv: Tensor, index: Tensor | None, lengths: Tensor | None, sca
     return qkv.new_empty(batch, n, heads * width), qkv.new_empty(batch, heads, n, dtype=torch.promote_types(qkv.dtype, torch.float32))
 
 
-def _backward_fake(
-    grad: Tensor, qkv: Tensor, index: Tensor | None, lengths: Tensor | None, out: Tensor, lse: Tensor, scale: float
-) -> Tensor:
+def _backward_fake(grad: Tensor, qkv: Tensor, index: Tensor | None, lengths: Tensor | None, out: Tensor, lse: Tensor, scale: float) -> Tensor:
     """Gradient [B, L, 3, H, D] of qkv, contiguous."""
     return torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
 

@@ -1,7 +1,7 @@
 """linear_gelu in Triton: the activation in the product's epilogue, its derivative in front of the gradient's product.
 
-    forward    h = x W^T + b,  y = f(h)            h is kept in x's dtype, y is made from the float32 accumulator
-    backward   dx = (dy f'(h)) W                   dy f'(h) exists in registers only
+forward    h = x W^T + b,  y = f(h)            h is kept in x's dtype, y is made from the float32 accumulator
+backward   dx = (dy f'(h)) W                   dy f'(h) exists in registers only
 """
 
 import torch

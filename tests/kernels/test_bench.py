@@ -28,7 +28,14 @@ def small(monkeypatch):
     """The sizes of all cases, small."""
     for name, value in SMALL.items():
         monkeypatch.setattr(operations, name, value)
-    builders = [operations.norm_case(5), operations.gelu_case(5), operations.residual_case(5), operations.embed_case(4), operations.step_case(16), operations.tv_case()]
+    builders = [
+        operations.norm_case(5),
+        operations.gelu_case(5),
+        operations.residual_case(5),
+        operations.embed_case(4),
+        operations.step_case(16),
+        operations.tv_case(),
+    ]
     return {case.operation + case.name: case for case in [operations.attention_case(5, 2), operations.cls_case(5), *builders]}
 
 

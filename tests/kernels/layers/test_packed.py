@@ -27,13 +27,13 @@ def double(*tensors):
 @pytest.mark.parametrize("options", [True, False])
 def test_residual_and_its_gradient(rows, k, m, options):
     x, residual, grad, weight, bias, gamma = layer(rows, k, m, options, options)
-    layer = Linear(weight, bias, gamma)
+    linear = Linear(weight, bias, gamma)
     truth = linear_residual(*double(x, weight, bias, residual, gamma))
-    checks.assert_close_enough("y", layer.forward_residual(x, residual), linear_residual(x, weight, bias, residual, gamma), truth)
-    plain = layer.forward(x)
+    checks.assert_close_enough("y", linear.forward_residual(x, residual), linear_residual(x, weight, bias, residual, gamma), truth)
+    plain = linear.forward(x)
     checks.assert_close_enough("x W + b", plain, torch.nn.functional.linear(x, weight, bias), torch.nn.functional.linear(*double(x, weight, bias)))
     pulled, scale = grad if gamma is None else grad * gamma, 1 if gamma is None else gamma.double()
-    checks.assert_close_enough("dx", layer.backward(grad), pulled @ weight, (grad.double() * scale) @ weight.double())
+    checks.assert_close_enough("dx", linear.backward(grad), pulled @ weight, (grad.double() * scale) @ weight.double())
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
@@ -68,11 +68,11 @@ def test_activations_far_out(activation):
 
 def test_any_number_of_threads_gives_the_same():
     x, residual, _, weight, bias, gamma = layer(100, 300, 200)
-    layer, before, results = Linear(weight, bias, gamma), torch.get_num_threads(), []
+    linear, before, results = Linear(weight, bias, gamma), torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            results.append(layer.forward_residual(x, residual))
+            results.append(linear.forward_residual(x, residual))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -98,10 +98,10 @@ def test_without_a_compiler_the_reason_is_given(monkeypatch):
 
 def test_no_rows_and_nan():
     x, _, _, weight, bias, _ = layer(3, 20, 17)
-    layer = Linear(weight, bias)
-    assert layer.forward(x[:0]).shape == (0, 17)
+    linear = Linear(weight, bias)
+    assert linear.forward(x[:0]).shape == (0, 17)
     x[1, 3] = float("nan")
-    y, _ = layer.forward_activation(x, "gelu")
+    y, _ = linear.forward_activation(x, "gelu")
     assert y.isnan().any(1).tolist() == [False, True, False]
 
 
