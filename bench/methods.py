@@ -10,8 +10,8 @@ import statistics
 
 import torch
 
-from smi.cli.tables import info_table
 from smi.demo import compare
+from smi.environment import info_table
 from smi.models.by_name import load_model
 
 from .measuring.record import append, commit, results_file

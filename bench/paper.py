@@ -17,7 +17,7 @@ import timm
 import torch
 
 from smi import cost
-from smi.cli.tables import info_table
+from smi.environment import info_table
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import ViT, describe
 from smi.report.published import DENSE_ITS, PRI_OVER_DENSE, PRI_OVER_SMI, PUBLISHED

@@ -13,7 +13,7 @@ from .errors import InputError
 from .images.patches import from_patches
 from .images.readers import Reader, logits, reader
 from .images.sparse_images import SparseImages
-from .inversion.settings import generator
+from .random_streams import generator
 
 COMPARED = 200  # images set against real ones at most: every one is compared with all of its class
 

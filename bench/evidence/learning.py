@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from smi.images.forward import forward_sparse
 from smi.images.patches import to_patches
-from smi.inversion.settings import generator
+from smi.random_streams import generator
 from smi.teachers.train_cifar10 import mimetic
 
 BATCH, RATE, DECAY = 64, 1e-3, 0.05

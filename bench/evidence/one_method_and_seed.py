@@ -24,11 +24,11 @@ from smi.evaluate import recognition
 from smi.images.forward import forward_sparse
 from smi.images.patches import to_patches
 from smi.inversion.schedules import Schedule, make_schedule
-from smi.inversion.settings import generator
 from smi.models.by_name import load_model
 from smi.models.folder import DESCRIPTION, architecture, build, load_model_folder, save_model
 from smi.models.vit import describe
 from smi.quantization import accuracy
+from smi.random_streams import generator
 
 from ..files import write_json
 from .learning import learn

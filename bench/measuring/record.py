@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from smi.cli.tables import info_table
+from smi.environment import info_table
 from smi.kernels import verification
 
 RESULTS = Path(__file__).parents[1] / "results"

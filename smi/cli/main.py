@@ -323,7 +323,8 @@ def cost(model, image_size, method, iterations, batch_size, as_json, **settings)
 @options(AS_JSON)
 def info(as_json) -> None:
     """Versions, devices, and which version of each kernel is available and why others are not."""
-    from .tables import info_table, print_info
+    from ..environment import info_table
+    from .tables import print_info
 
     table = info_table()
     print(json.dumps(table)) if as_json else print_info(table)

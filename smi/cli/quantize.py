@@ -6,8 +6,9 @@ from torch import nn
 
 from .. import datasets
 from ..errors import InputError
+from ..files import output_folder
 from ..images.sparse_images import SparseImages
-from ..images.storage import MANIFEST, output_folder
+from ..images.storage import MANIFEST
 from ..models.vit import describe
 from ..quantization.int8 import products_saturate
 from ..quantization.model import Images, accuracy

@@ -1,6 +1,5 @@
 """What the commands print, as data and as tables."""
 
-import platform
 import sys
 from dataclasses import asdict
 
@@ -14,7 +13,6 @@ from ..inversion.schedules import Schedule, make_schedule
 from ..inversion.settings import MOST
 from ..models.by_name import EMBEDDED, load_model
 from ..models.vit import ViT, describe
-from ..version import __version__
 
 DEFAULT_DIVISIONS = (2, 4, 7)
 DEMO_WIDTH = 112  # characters that the demo's table takes
@@ -127,45 +125,6 @@ def print_cost(table: dict) -> None:
             values = (t["pri_linear"], t["smi_linear"], t["pri_attention"], t["smi_attention"], t["patches_over_dim"], t["bound"])
             shown.add_row(str(t["division"]), *(f"{value:.4f}" for value in values))
         console.print(shown)
-
-
-def info_table() -> dict:
-    """Versions, devices and kernel versions of this installation."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from ..kernels.dispatch import availability, backend
-
-    def installed(package: str) -> str:
-        try:
-            return version(package)
-        except PackageNotFoundError:
-            return "not installed"
-
-    devices = [{"device": "cpu", "name": _processor(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}]
-    for i in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(i)
-        devices.append(
-            {
-                "device": f"cuda:{i}",
-                "name": properties.name,
-                "memory_gib": properties.total_memory / 2**30,
-                "capability": f"sm_{properties.major}{properties.minor}",
-            }
-        )
-    return {
-        "versions": {"smi": __version__, "python": platform.python_version(), **{name: installed(name) for name in ("torch", "triton", "timm")}},
-        "devices": devices,
-        "backend": backend(),
-        "kernels": [row._asdict() for row in availability()],
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def print_info(table: dict) -> None:

@@ -1,6 +1,5 @@
 """`smi demo`: images by every method, the table, the picture and the report."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,13 +7,13 @@ import torch
 
 from ..datasets import load
 from ..errors import InputError
+from ..files import output_folder, write_json
 from ..images.patches import to_patches
 from ..images.sparse_images import SparseImages
-from ..images.storage import output_folder, replace_file
 from ..inversion.loop import invert
-from ..inversion.settings import generator
 from ..models.vit import describe
 from ..quantization.model import accuracy
+from ..random_streams import generator
 from ..report import picture_grid, rows_of, write_report
 from ..report.runs import DEMO, FORMAT
 from ..teachers import digits
@@ -94,7 +93,7 @@ def real_images(teacher: torch.nn.Module, count: int, seed: int) -> SparseImages
 
 
 def _write(result: dict, folder: Path) -> None:
-    replace_file(folder / DEMO, lambda path: path.write_text(json.dumps(result, indent=1) + "\n"))
+    write_json(folder / DEMO, result)
 
 
 def _rows(made: dict[str, SparseImages]) -> list[tuple[str, SparseImages]]:

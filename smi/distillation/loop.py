@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
+from ..files import output_folder, write_text
 from ..images.readers import Reader, logits, reader
-from ..images.storage import output_folder, replace_file
-from ..inversion.settings import generator
 from ..models.folder import DESCRIPTION, WEIGHTS, load_weights, save_model, save_weights
 from ..models.vit import describe
+from ..random_streams import generator
 from . import augment
 from .pool import Pool, Source, remove_pools
 from .progress import Progress
@@ -301,6 +301,6 @@ def _hash(model: nn.Module) -> str:
 
 def _write(path: Path, text: str) -> None:
     try:
-        replace_file(path, lambda temporary: temporary.write_text(text))
+        write_text(path, text)
     except OSError as error:
         raise RunError(f"writing {path} failed ({error.strerror or error})") from error

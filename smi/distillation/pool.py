@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..images.sparse_images import SparseImages
 from ..inversion.loop import invert
-from ..inversion.settings import generator
+from ..random_streams import generator
 
 Source = SparseImages | Callable[[int], SparseImages] | Iterator[SparseImages]
 

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..inversion.settings import generator
 from ..models.by_name import load_model
 from ..models.vit import describe
+from ..random_streams import generator
 
 SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 4}
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..images.storage import replace_file
+from ..files import replace_file
 
 FORMAT = "smi.training-state/1"
 

@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError, RunError
+from ..files import output_folder, replace_file
 from .sparse_images import SparseImages
-from .storage import output_folder, replace_file
 
 SHARD_IMAGES = 1000
 

@@ -5,9 +5,7 @@ folder holds exactly the batches that were finished. Nothing of the caller's own
 """
 
 import json
-import os
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import InputError, RunError
+from ..files import output_folder, replace_file, write_json
 from .sparse_images import TENSORS, SparseImages
 
 MANIFEST = "images.json"
@@ -68,41 +67,7 @@ class Writer:
 
     def _commit(self, complete: bool, **meta) -> None:
         manifest = {"format": FORMAT, "complete": complete, "images": self.images, "parts": self.parts, **meta, "provenance": self.provenance}
-        replace_file(self.folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
-
-
-def output_folder(folder: str | Path, force: bool = False) -> Path:
-    """The folder, made if need be; raises InputError where it is a file, cannot be written, or is not empty and not `force`."""
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"output {folder} is a file: it must be a folder")
-    if "\0" in str(folder):
-        raise InputError("an output folder's name cannot hold a NUL character")
-    try:
-        if folder.is_dir() and any(folder.iterdir()) and not force:
-            raise InputError(
-                f"output folder {folder} is not empty: choose another, or pass --force (force=True) to replace what was written there before"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{uuid.uuid4().hex}.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"output folder {folder} cannot be written ({error.strerror}): choose another") from error
-    return folder
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path) and move the result to `path` in one step; nothing is left behind where that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # the user's permissions, which some writers narrow
-        write(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_json(self.folder / MANIFEST, manifest)
 
 
 def images_in(folder: Path) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +14,7 @@ from ..engine import Fused
 from ..errors import InputError
 from ..kernels.dispatch import backend
 from ..models.vit import ViT, describe
+from ..random_streams import generator
 from ..version import __version__
 from . import augmentation as augment
 from . import importance as ranking
@@ -94,12 +94,6 @@ class Run:
 
     def generator(self, purpose: str, trajectory: int = 0) -> torch.Generator:
         return generator(self.seed, purpose, trajectory)
-
-
-def generator(seed: int, purpose: str, trajectory: int = 0) -> torch.Generator:
-    """An independent stream of random numbers on the CPU for each purpose and trajectory, whatever the batch size."""
-    words = np.random.SeedSequence([seed, *purpose.encode(), trajectory]).generate_state(2)
-    return torch.Generator().manual_seed(int(words[0]) << 31 | int(words[1]) >> 1)
 
 
 def prepare(

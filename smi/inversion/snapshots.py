@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError, RunError
-from ..images.storage import replace_file
+from ..files import replace_file
 from .schedules import Schedule
 from .settings import MOST, Iteration, Run
 

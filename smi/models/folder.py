@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..images.storage import replace_file
+from ..files import replace_file, write_json
 from .vit import ViT, describe
 
 FORMAT = "smi.model/1"
@@ -31,7 +31,7 @@ def save_model(model: nn.Module, folder: str | Path, record: Mapping | None = No
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(model, folder)
-        replace_file(folder / DESCRIPTION, lambda path: path.write_text(json.dumps(about, indent=1) + "\n"))
+        write_json(folder / DESCRIPTION, about)
     except OSError as error:
         raise RunError(f"writing {folder} failed ({error.strerror or error})") from error
     return folder

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import InputError
-from ..images.storage import output_folder, replace_file
+from ..files import output_folder, replace_file, write_json
 from .model import Facts, QuantizedViT
 
 MANIFEST = "quantized.json"
@@ -19,7 +19,7 @@ def write(folder: str | Path, kind: str, facts: Facts, save: Callable[[Path], ob
     folder = output_folder(folder, force)
     manifest = {"format": FORMAT, "kind": kind, "facts": facts.to_json(), **(details or {})}
     replace_file(folder / WEIGHTS[kind], save)
-    replace_file(folder / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1) + "\n"))
+    write_json(folder / MANIFEST, manifest)
     return folder
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RunError
-from ..images.storage import replace_file
+from ..files import replace_file
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000", "#8c6d31")  # told apart without red and green
 MARKERS = "os^Dv<>P"

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from ..errors import InputError, RunError
-from ..images.storage import MANIFEST, output_folder, replace_file
+from ..files import output_folder, write_text
+from ..images.storage import MANIFEST
 from . import evidence, images, runs
 from .judge import Judge
 from .page import MARK, render
@@ -34,7 +35,7 @@ def write_report(folder: str | Path, output: str | Path | None = None, *, model:
             return drawn[-1]
 
         text = render(title, summary, chapters(place))
-        replace_file(page, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(page, text)
     except OSError as error:
         where = error.filename or target
         raise RunError(f"the report on {folder} failed at {where} ({error.strerror or error})") from error

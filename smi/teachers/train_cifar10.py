@@ -24,8 +24,8 @@ from ..distillation.training_state import load_state, save_state
 from ..errors import InputError, RunError
 from ..images.forward import forward_sparse
 from ..images.patches import to_patches
-from ..inversion.settings import generator
 from ..models.folder import DESCRIPTION, save_model
+from ..random_streams import generator
 
 SIDE, CLASSES = 32, 10  # of CIFAR-10
 STATE = "state.safetensors"

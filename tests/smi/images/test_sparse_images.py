@@ -303,15 +303,3 @@ def test_import_does_nothing_heavy():
     loaded = "{'triton', 'timm', 'matplotlib', 'sklearn', 'rich'} & set(sys.modules)"
     code = f"import sys, smi, torch; assert not {loaded}, {loaded}; assert not torch.cuda.is_initialized()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
-
-
-def test_written_files_have_the_permissions_of_the_user(tmp_path):
-    import os
-
-    from safetensors.torch import save_file
-
-    from smi.images.storage import replace_file
-
-    (tmp_path / "plain").touch()
-    replace_file(tmp_path / "weights", lambda path: save_file({"x": torch.ones(2)}, path))
-    assert os.stat(tmp_path / "weights").st_mode == os.stat(tmp_path / "plain").st_mode

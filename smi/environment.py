@@ -1,0 +1,49 @@
+"""What runs here: versions of the packages, devices, and the kernel versions that each operation can use."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+from .kernels.dispatch import availability, backend
+from .version import __version__
+
+PACKAGES = ("torch", "triton", "timm")
+
+
+def info_table() -> dict[str, Any]:
+    """Versions, devices and kernel versions of this installation, as JSON."""
+    devices = [{"device": "cpu", "name": processor(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}]
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        devices.append(
+            {
+                "device": f"cuda:{i}",
+                "name": properties.name,
+                "memory_gib": properties.total_memory / 2**30,
+                "capability": f"sm_{properties.major}{properties.minor}",
+            }
+        )
+    return {
+        "versions": {"smi": __version__, "python": platform.python_version(), **{package: _installed(package) for package in PACKAGES}},
+        "devices": devices,
+        "backend": backend(),
+        "kernels": [row._asdict() for row in availability()],
+    }
+
+
+def processor() -> str:
+    """The name of the CPU, for example "AMD EPYC 9B14"."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,54 @@
+"""Files are replaced whole or not at all; folders for output hold nothing that the caller would lose."""
+
+import json
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from .errors import InputError
+
+
+def output_folder(folder: str | Path, force: bool = False) -> Path:
+    """The folder, made if need be; raises InputError where it is a file, cannot be written, or is not empty and not `force`."""
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"output {folder} is a file: it must be a folder")
+    if "\0" in str(folder):
+        raise InputError("an output folder's name cannot hold a NUL character")
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not force:
+            raise InputError(
+                f"output folder {folder} is not empty: choose another, or pass --force (force=True) to replace what was written there before"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{uuid.uuid4().hex}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"output folder {folder} cannot be written ({error.strerror}): choose another") from error
+    return folder
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Call write(temporary path) and move the result to `path` in one step; nothing is left behind where that fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # the user's permissions, which some writers narrow
+        write(temporary)
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text` in UTF-8; its folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace `path` by `value` as indented JSON."""
+    write_text(path, json.dumps(value, indent=1) + "\n")
