@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..console import make_console
 from ..datasets import load
 from ..distillation import distill, partly_fresh
 from ..errors import InputError, RunError
+from ..files import write_text
 from ..images.sparse_images import SparseImages
-from ..images.storage import replace_file
 from ..quantization import quantize
 from ..quantization.model import accuracy
 from ..teachers import digits
@@ -85,9 +86,7 @@ def judge_all(folders: Sequence[Path], *, transfer_steps: int, seed: int, progre
 
 def _wait(workers: Sequence[subprocess.Popen], folders: Sequence[Path], progress: bool) -> None:
     """Until every process has ended, or one has failed; shows how far they are on stderr."""
-    from rich.console import Console
-
-    console, told = Console(stderr=True, quiet=not progress), -1
+    console, told = make_console(stderr=True, quiet=not progress), -1
     with console.status("") as status:  # a line that moves on a terminal, nothing elsewhere
         while any(worker.poll() is None for worker in workers) and not any(worker.poll() for worker in workers):
             done = sum((folder / WORTH).exists() for folder in folders)
@@ -137,5 +136,4 @@ def main() -> None:
     for folder in map(Path, plan.folders):
         if os.getppid() != plan.parent:
             return
-        text = json.dumps(worth(teacher, SparseImages.load(folder), real, plan.transfer_steps, plan.seed))
-        replace_file(folder / WORTH, lambda path, text=text: path.write_text(text))
+        write_text(folder / WORTH, json.dumps(worth(teacher, SparseImages.load(folder), real, plan.transfer_steps, plan.seed)))

@@ -3,7 +3,7 @@
 import sys
 import time
 
-from ..inversion.progress import PLAIN_EVERY
+from ..console import PLAIN_EVERY, make_progress_bar
 
 
 class Progress:
@@ -16,12 +16,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         self.began = self.last = time.monotonic()
         if self.shown and sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"), TimeRemainingColumn()]
-            self.bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self.bar = make_progress_bar()
             self.bar.__enter__()
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, state="")
         return self

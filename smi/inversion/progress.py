@@ -5,9 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..console import PLAIN_EVERY, make_progress_bar
 from .settings import Iteration
-
-PLAIN_EVERY = 10.0  # seconds between lines where stderr is not a terminal
 
 Report = Callable[[Iteration], None]
 
@@ -36,11 +35,7 @@ def _done(at: Iteration) -> int:
 
 @contextmanager
 def _bar(title: str) -> Iterator[Report]:
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with make_progress_bar() as bar:
         task = bar.add_task(title, total=None, state="")
         yield lambda at: bar.update(task, total=at.batches * at.iterations, completed=_done(at), state=_state(at))
 
