@@ -12,13 +12,14 @@ import torch
 
 from smi.demo import compare
 from smi.environment import info_table
+from smi.inversion.methods import DENSE, PRI7, SMI
 from smi.models.by_name import load_model
 
 from .measuring.record import append, commit, results_file
 from .sides.ours import ENGINE, run_dtype
 from .tables.terminal import print_table
 
-METHODS = (("dense", {}), ("smi", {}), ("pri", {"division": 7}))
+METHODS = (DENSE, SMI, PRI7)
 
 
 def measure(model: str, num_images: int, iterations: int, batch_size: int, rounds: int) -> list[dict]:

@@ -6,22 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from .. import cost
 from ..images.forward import forward_sparse
 from ..images.sparse_images import SparseImages
 from ..inversion.loop import invert
-from ..inversion.schedules import Schedule, make_schedule
-from ..models.vit import ViT, describe
+from ..inversion.methods import DENSE, PRI2, PRI4, PRI7, SMI, Method
+from ..inversion.schedules import make_schedule
+from ..models.vit import describe
 
-METHODS = (
-    ("dense", {}),
-    ("smi", {}),
-    ("pri", {"division": 2}),
-    ("pri", {"division": 4}),
-    ("pri", {"division": 4, "importance": "random"}),  # what attention has to beat
-    ("pri", {"division": 7}),
-)
+METHODS = (DENSE, SMI, PRI2, PRI4, Method("pri", 4, importance="random"), PRI7)  # random: what attention has to beat
 NUM_IMAGES = 84  # whole trajectories for v = 2, 4 and 7
 ITERATIONS = 200
 WARM_UP = 4  # iterations
@@ -31,70 +26,59 @@ WARM_UP = 4  # iterations
 class Row:
     """One method's line of the table."""
 
-    method: str
+    method: str  # title
     sparsity: float
     images: int
     seconds: float
     speedup: float  # images per second over dense, measured
     flops_speedup: float  # the same as FLOPs per image predict
-    agreement: float  # share of the images that the teacher assigns to their label
-
-    @property
-    def folder(self) -> str:
-        """The name of the folder of its images."""
-        return folder_name(self.method)
-
-    @property
-    def images_per_second(self) -> float:
-        return self.images / self.seconds
-
-
-def title(method: str, options: dict) -> str:
-    name = {"dense": "dense", "smi": "SMI"}.get(method, f"PRI v={options.get('division')}")
-    return f"{name}, {options['importance']}" if "importance" in options else name
-
-
-def folder_name(title: str) -> str:
-    return title.lower().replace(" v=", "").replace(", ", "-")
+    agreement: float  # fraction of the images that the teacher assigns to their label
+    folder: str  # name of the folder of its images
+    images_per_second: float
 
 
 @torch.no_grad()
-def agreement(model: torch.nn.Module, images: SparseImages) -> float:
-    """Share of the images that the model assigns to their label."""
+def agreement(model: nn.Module, images: SparseImages) -> float:
+    """Fraction of the images that the model assigns to their label."""
     return (forward_sparse(model, images).argmax(1).cpu() == images.labels).double().mean().item()
 
 
 def compare(
-    model: torch.nn.Module,
-    methods: Sequence[tuple[str, dict]] = METHODS,
+    model: nn.Module,
+    methods: Sequence[Method] = METHODS,
     *,
     num_images: int = NUM_IMAGES,
     iterations: int = ITERATIONS,
     output: Path | None = None,
     force: bool = False,
     **settings,
-) -> tuple[list[Row], dict[str, SparseImages]]:
-    """Invert the model with every method, dense first, and measure. settings: those of `smi.invert`."""
+) -> tuple[list[Row], dict[Method, SparseImages]]:
+    """Invert the model with every method, dense first, and measure; the images go to OUTPUT/<method's key>. settings: those of `smi.invert`."""
     vit = describe(model)
-    rows: list[Row] = []
-    made: dict[str, SparseImages] = {}
+    schedules = [make_schedule(method.name, vit.num_patches, iterations, division=method.division) for method in methods]
+    dense_flops = cost.image_flops(vit, make_schedule("dense", vit.num_patches, iterations))
     invert(model, method="dense", num_images=1, iterations=WARM_UP, **{**settings, "progress": False})  # allocator and thread pool
-    schedules = [_schedule(vit, method, iterations, options) for method, options in methods]
-    for (method, options), schedule in zip(methods, schedules, strict=True):
-        name = title(method, options)
-        folder = None if output is None else output / folder_name(name)
+    rows: list[Row] = []
+    made: dict[Method, SparseImages] = {}
+    for method, schedule in zip(methods, schedules, strict=True):
+        folder = None if output is None else output / method.key
         began = time.perf_counter()
-        images = invert(model, method=method, num_images=num_images, iterations=iterations, output=folder, force=force, **options, **settings)
-        seconds = time.perf_counter() - began
-        flops = cost.image_flops(vit, schedule)
-        dense_seconds, dense_flops = (
-            (rows[0].seconds, cost.image_flops(vit, make_schedule("dense", vit.num_patches, iterations))) if rows else (seconds, flops)
+        images = invert(
+            model, method=method.name, num_images=num_images, iterations=iterations, output=folder, force=force, **method.options, **settings
         )
-        row = Row(name, schedule.sparsity, len(images), seconds, dense_seconds / seconds, dense_flops / flops, agreement(model, images))
-        rows.append(row)
-        made[row.method] = images
+        seconds = time.perf_counter() - began
+        rows.append(
+            Row(
+                method=method.title,
+                sparsity=schedule.sparsity,
+                images=len(images),
+                seconds=seconds,
+                speedup=(rows[0].seconds if rows else seconds) / seconds,
+                flops_speedup=dense_flops / cost.image_flops(vit, schedule),
+                agreement=agreement(model, images),
+                folder=method.key,
+                images_per_second=len(images) / seconds,
+            )
+        )
+        made[method] = images
     return rows, made
-
-
-def _schedule(vit: ViT, method: str, iterations: int, options: dict) -> Schedule:
-    return make_schedule(method, vit.num_patches, iterations, division=options.get("division"))

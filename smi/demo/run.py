@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from ..datasets import load
 from ..errors import InputError
@@ -11,6 +12,7 @@ from ..files import output_folder, write_json
 from ..images.patches import to_patches
 from ..images.sparse_images import SparseImages
 from ..inversion.loop import invert
+from ..inversion.methods import DENSE, GAUSSIAN, PRI4, REAL, SMI, Method
 from ..models.vit import describe
 from ..quantization.model import accuracy
 from ..random_streams import generator
@@ -22,7 +24,6 @@ from .compare import ITERATIONS, METHODS, NUM_IMAGES, agreement, compare
 
 BATCH_SIZE = 12  # the same for every method: total variation weighs more in larger batches
 TV_WEIGHT = 5e-3
-NOISE, REAL = "Gaussian noise", "real images"  # the controls: nothing was optimised
 
 
 def demo(
@@ -48,26 +49,26 @@ def demo(
     teacher, common = digits(), {"force": force, "labels": range(10), "seed": seed, "progress": progress}
     options = {"iterations": iterations, "batch_size": BATCH_SIZE, "tv_weight": TV_WEIGHT}
     rows, made = compare(teacher, METHODS, num_images=num_images, output=folder, **options, **common)
-    picture = picture_grid(_rows(made), folder / "demo.png", title="Digits synthesised from the embedded teacher, without data")
-    table = [{**asdict(row), "folder": row.folder, "images_per_second": row.images_per_second} for row in rows]
-    result = {"format": FORMAT, "table": table, "notes": [], "picture": str(picture), "settings": made["dense"].provenance}
-    _write(result, folder)
+    picture = picture_grid(_picture_rows(made), folder / "demo.png", title="Digits synthesised from the embedded teacher, without data")
+    table = [asdict(row) for row in rows]
+    result = {"format": FORMAT, "table": table, "notes": [], "picture": str(picture), "settings": made[DENSE].provenance}
+    write_json(folder / DEMO, result)
     _judge(result, teacher, folder, num_images, transfer_steps, common)
-    _write(result, folder)
+    write_json(folder / DEMO, result)
     return {**result, "report": write_report(folder)["report"]}
 
 
-def _judge(result: dict, teacher: torch.nn.Module, folder: Path, num_images: int, transfer_steps: int, common: dict) -> None:
+def _judge(result: dict, teacher: nn.Module, folder: Path, num_images: int, transfer_steps: int, common: dict) -> None:
     """Add the controls and what everything is worth on real test images, as far as the libraries for it are there."""
     try:
         real = load("digits", teacher, "test")
     except InputError as error:
         result["notes"].append(f"What the images are worth on real test images is left out: {error}.")
         return
-    noise = invert(teacher, method="gaussian", num_images=num_images, output=folder / "gaussian", **common)
+    noise = invert(teacher, method=GAUSSIAN.name, num_images=num_images, output=folder / GAUSSIAN.key, **common)
     control = real_images(teacher, num_images, common["seed"])
-    control.save(folder / "real", force=common["force"])
-    result["table"] += [_control(NOISE, "gaussian", noise, teacher), _control(REAL, "real", control, teacher)]
+    control.save(folder / REAL.key, force=common["force"])
+    result["table"] += [_control_row(GAUSSIAN, noise, teacher), _control_row(REAL, control, teacher)]
     folders = [folder / row["folder"] for row in result["table"]]
     found = downstream.judge_all(folders, transfer_steps=transfer_steps, seed=common["seed"], progress=common["progress"])
     for row in result["table"]:
@@ -76,12 +77,12 @@ def _judge(result: dict, teacher: torch.nn.Module, folder: Path, num_images: int
     result.update(full=accuracy(teacher, *real), downstream=downstream.settings(transfer_steps))
 
 
-def _control(title: str, name: str, images: SparseImages, teacher: torch.nn.Module) -> dict:
-    """A row of what was not optimised."""
-    return {"method": title, "folder": name, "sparsity": 0.0, "images": len(images), "agreement": agreement(teacher, images)}
+def _control_row(control: Method, images: SparseImages, teacher: nn.Module) -> dict:
+    """A row of images that were not optimised."""
+    return {"method": control.title, "folder": control.key, "sparsity": 0.0, "images": len(images), "agreement": agreement(teacher, images)}
 
 
-def real_images(teacher: torch.nn.Module, count: int, seed: int) -> SparseImages:
+def real_images(teacher: nn.Module, count: int, seed: int) -> SparseImages:
     """Real digits of the training split, all patches kept."""
     pixels, labels = load("digits", teacher, "train")
     chosen = torch.randperm(len(pixels), generator=generator(seed, "real"))[:count]
@@ -92,14 +93,7 @@ def real_images(teacher: torch.nn.Module, count: int, seed: int) -> SparseImages
     return SparseImages(patches, index, labels[chosen], numbers, torch.zeros_like(numbers), vit.grid, vit.mean, vit.std, about)
 
 
-def _write(result: dict, folder: Path) -> None:
-    write_json(folder / DEMO, result)
-
-
-def _rows(made: dict[str, SparseImages]) -> list[tuple[str, SparseImages]]:
+def _picture_rows(made: dict[Method, SparseImages]) -> list[tuple[str, SparseImages]]:
     """Dense, SMI, and the stages of PRI v = 4, one digit a column."""
-    return [
-        ("dense", made["dense"][:10]),
-        ("SMI", made["SMI"][:10]),
-        *((f"PRI v=4, {name}", images) for name, images in rows_of(made["PRI v=4"], columns=10)),
-    ]
+    stages = [(f"{PRI4.title}, {stage}", images) for stage, images in rows_of(made[PRI4], columns=10)]
+    return [*((method.title, made[method][:10]) for method in (DENSE, SMI)), *stages]

@@ -12,13 +12,15 @@ from pathlib import Path
 from ..errors import InputError
 from ..images.sparse_images import SparseImages
 from ..images.storage import MANIFEST
+from ..inversion.methods import JUDGED
 from . import pictures, plots
 from .images import COLUMNS, OVERVIEW, Place, provenance_table
 from .page import Figure, Pair, Part, Section, Table, number
 from .plots import Curve
-from .published import TITLES, Ours, published_tables
+from .published import Ours, published_tables
 
 CONFIG, CELL = "config.json", "cell.json"
+METHODS = {method.key: method for method in JUDGED}
 UNITS = {
     "seconds": ("seconds", 1.0, 1),
     "speedup": ("speed-up", 1.0, 2),
@@ -85,7 +87,7 @@ class Evidence:
         """Over dense, seed by seed."""
         dense = self.cells.get("dense", {})
         pairs = [(dense[seed].get("seconds"), cell.get("seconds")) for seed, cell in sorted(self.cells[row].items()) if seed in dense]
-        return [] if row in ("gaussian", "real") else [of_dense / mine for of_dense, mine in pairs if of_dense and mine]
+        return [] if row in METHODS and not METHODS[row].optimised else [of_dense / mine for of_dense, mine in pairs if of_dense and mine]
 
 
 def is_evidence(folder: Path) -> bool:
@@ -100,7 +102,7 @@ def read_evidence(folder: Path) -> Evidence:
         seed = path.parents[1].name.removeprefix("seed")
         if seed.isdecimal():
             cells.setdefault(path.parent.name, {})[int(seed)] = _json(path)
-    order = [name for name in TITLES if name in cells] + sorted(cells.keys() - TITLES.keys())
+    order = [name for name in METHODS if name in cells] + sorted(cells.keys() - METHODS.keys())
     return Evidence(config, {name: cells[name] for name in order}, folder)
 
 
@@ -115,7 +117,7 @@ def _json(path: Path) -> dict:
 
 
 def title(row: str) -> str:
-    return TITLES.get(row, row).split(" (")[0]
+    return METHODS[row].title if row in METHODS else row
 
 
 def summary(evidence: Evidence) -> str:

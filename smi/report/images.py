@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..evaluate import Evaluation, Recognition
 from ..images.sparse_images import SparseImages
+from ..inversion.methods import HEADINGS
 from ..inversion.snapshots import Progress, load_progress
 from . import pictures, plots
 from .page import Figure, Part, Section, Table, number, per_cent
@@ -18,7 +19,6 @@ from .page import Figure, Part, Section, Table, number, per_cent
 MAPS = 28  # stages of which a map is drawn
 COLUMNS = 10  # trajectories side by side
 OVERVIEW = "Some images of every method, their labels above; of PRI each is of another stage. Grey cells are patches that an image does not have."
-NAMES = {"dense": "Dense", "smi": "Sparse (SMI)", "pri": "Patch rebirth (PRI)", "psaq": "PSAQ-ViT", "gaussian": "Gaussian noise, no"}
 
 Place = Callable[[str], Path]  # where the picture of a name goes
 
@@ -198,7 +198,7 @@ def provenance_table(provenance: dict, caption: str = "Everything that decided t
 def title(images: SparseImages) -> str:
     """What the images are, for the head of the page."""
     method = images.provenance.get("method", "")
-    return f"{NAMES.get(method, method)} inversion of {images.provenance.get('model', 'a model')}"
+    return f"{HEADINGS.get(method, method)} inversion of {images.provenance.get('model', 'a model')}"
 
 
 def _event(event: dict) -> str:

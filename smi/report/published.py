@@ -6,6 +6,7 @@ SMI: arXiv 2510.27186 (tables of throughput, quantisation and transfer); PRI: ar
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..inversion.methods import JUDGED, PRI2, PRI4, PRI7
 from .page import Part, Table, factor, per_cent
 
 
@@ -37,17 +38,7 @@ TRANSFER = {  # top-1 in per cent: CIFAR-10, CIFAR-100
     "DeiT-Tiny": {"full": (90.23, 71.66), "dense": (69.51, 70.32), "smi": (90.08, 70.48)},
     "DeiT-Base": {"full": (95.36, 79.41), "dense": (90.02, 74.88), "smi": (95.10, 74.53)},
 }
-TITLES = {
-    "full": "the model itself",
-    "gaussian": "Gaussian noise",
-    "dense": "dense (DeepInversion)",
-    "psaq": "PSAQ-ViT",
-    "smi": "SMI",
-    "pri2": "PRI v=2",
-    "pri4": "PRI v=4",
-    "pri7": "PRI v=7",
-    "real": "real images",
-}
+TITLES = {"full": "the model itself", **{method.key: method.title for method in JUDGED}} | {"dense": "dense (DeepInversion)"}
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,7 @@ def published_tables(ours: Ours) -> list[Part]:
 
 def _speed(ours: Ours) -> Table:
     rows = [["SMI over dense", *map(factor, OVER_DENSE.values()), factor(ours.speedups.get("smi")), factor(ours.predicted.get("smi"))]]
-    for name in ("pri2", "pri4", "pri7"):
+    for name in (PRI2.key, PRI4.key, PRI7.key):
         if name in ours.speedups:
             claim = PRI_OVER_DENSE if name == "pri7" else "–"
             rows.append([f"{TITLES[name]} over dense", claim, claim, factor(ours.speedups[name]), factor(ours.predicted.get(name))])
