@@ -15,8 +15,8 @@ from .images.sparse_images import SparseImages
 from .inversion import importance, losses
 from .inversion.loop import invert, invert_batches
 from .inversion.losses import default_losses
+from .inversion.progress import Iteration
 from .inversion.schedules import Event, Schedule
-from .inversion.settings import Iteration
 from .quantization import load_quantized, quantize
 from .version import __version__
 

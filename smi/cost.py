@@ -5,12 +5,20 @@ image with the tokens of the LAST stage, patch embedding dense, attention's two 
 Honest count: 2 operations per multiply-add of every matrix product that the engine does, forward and backward to the pixels, stage by stage.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from .inversion.schedules import Schedule
-from .models.vit import ViT
+import torch
+
+from .engine import Mode
+from .errors import InputError
+from .inversion.memory_estimate import step_memory
+from .inversion.prepare import check_whole
+from .inversion.schedules import Schedule, make_schedule
+from .models.by_name import EMBEDDED, load_model
+from .models.vit import ViT, describe
 
 PUBLISHED_FACTOR = 384  # forward and twice that for the backward pass, times a batch of 128
+DIVISIONS = (2, 4, 7)  # of PRI, where no method is named
 NORM_OPS = 4  # per element, in the published rule
 
 
@@ -91,3 +99,58 @@ def theorem(num_patches: int, embed_dim: int, division: int) -> Theorem:
 
     pri = sum(layer(k * n / v) for k in range(1, v + 1)) / v / v
     return Theorem(v, (v + 1) / (2 * v * v), 1 / v, pri / layer(n), layer(n / v) / layer(n), n / d, 6 * v / (2 * v - 1))
+
+
+def cost_table(model: str, image_size: tuple[int, int] | None, method: str | None, iterations: int, batch_size: int, options: dict) -> dict:
+    """FLOPs and memory of the methods on a model, without building its weights."""
+    check_whole("batch-size", batch_size, 1)
+    if method is None and any(value is not None for value in options.values()):
+        raise InputError("the options of a schedule need --method")
+    if model == EMBEDDED:
+        vit = describe(load_model(model)).to("meta", torch.float32)
+    else:
+        vit = describe(_without_weights(model, image_size)).to("meta", torch.float32)
+    if method is None:
+        cases = [("dense", {}), ("smi", {}), *(("pri", {"division": v}) for v in DIVISIONS if v <= vit.num_patches)]
+    else:
+        cases = [(method, options)]
+    reference = make_schedule("dense", vit.num_patches, iterations)
+    rows = [_cost_row(vit, name, make_schedule(name, vit.num_patches, iterations, **given), reference, batch_size) for name, given in cases]
+    divisions = sorted({row["images_per_trajectory"] for row in rows if row["images_per_trajectory"] > 1})
+    theorems = [asdict(theorem(vit.num_patches, vit.embed_dim, v)) for v in divisions]
+    return {
+        "model": vit.name,
+        "patches": vit.num_patches,
+        "embed_dim": vit.embed_dim,
+        "iterations": iterations,
+        "batch_size": batch_size,
+        "rows": rows,
+        "theorem": theorems,
+    }
+
+
+def _without_weights(model: str, image_size: tuple[int, int] | None) -> torch.nn.Module:
+    try:
+        return load_model(model, random_weights=True, image_size=image_size, device="meta")
+    except InputError:  # of the input, which then is said again, or of an early timm 1.0, which computes on what it builds
+        return load_model(model, random_weights=True, image_size=image_size)
+
+
+def _cost_row(vit: ViT, name: str, schedule: Schedule, reference: Schedule, batch_size: int) -> dict:
+    peak = step_memory(vit, batch_size, schedule.num_patches, Mode(torch.float32))
+    last = step_memory(vit, batch_size, list(schedule.stages())[-1].active, Mode(torch.float32))
+    honest = image_flops(vit, schedule)
+    return {
+        "method": name,
+        "patches_per_image": schedule.patches_per_image,
+        "sparsity": schedule.sparsity,
+        "images_per_trajectory": schedule.images_per_trajectory,
+        "published_gflops": published_gflops(vit, schedule),
+        "step_gflops_mean": trajectory_flops(vit, schedule) / schedule.iterations / 1e9,
+        "step_gflops_last": step_flops(vit, list(schedule.stages())[-1].active) / 1e9,
+        "image_tflops": honest / 1e12,
+        "floor_image_tflops": image_flops(vit, schedule, cls_only=True) / 1e12,
+        "speedup": image_flops(vit, reference) / honest,
+        "memory_first_gib": peak.total / 2**30,
+        "memory_last_gib": last.total / 2**30,
+    }

@@ -1,4 +1,4 @@
-"""What can go wrong, in two kinds: the command line turns them into one sentence and exit code 2 or 1."""
+"""What can go wrong; the command line turns each into one sentence and an exit code: 2, 1 and 130."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """The run itself failed (diverged, ran out of memory, could not write); the message says where and what was kept."""
+
+
+class RunInterrupted(Exception):
+    """Ctrl-C in the middle of a run; the message says what was kept."""

@@ -1,18 +1,47 @@
-"""What `smi quantize` does: calibrate, measure on real images, write."""
+"""`smi quantize`."""
 
+import json
 from pathlib import Path
 
+import click
 from torch import nn
 
 from .. import datasets
+from ..console import print_table
 from ..errors import InputError
 from ..files import output_folder
 from ..images.sparse_images import SparseImages
 from ..images.storage import MANIFEST
+from ..models.by_name import load_model
 from ..models.vit import describe
 from ..quantization.int8 import products_saturate
 from ..quantization.model import Images, accuracy
 from ..quantization.simulate import quantize
+from .options import AS_JSON, FORCE, MODEL, PATH, WEIGHTS, options
+
+
+@click.command("quantize")
+@options(
+    click.option("--images", required=True, help="A folder of sparse images; or digits, cifar10 or a path: real ones of the training split."),
+    click.option("--w-bits", "weight_bits", default=8, help="Bits of the weights, 2 to 8."),
+    click.option("--a-bits", "activation_bits", default=8, help="Bits of the activations, 2 to 8."),
+    click.option("--eval", "evaluation", help="Real images on which accuracy is measured: digits, cifar10 or a path."),
+    click.option("--output", "-o", type=PATH, help="Folder for the model: int8 where both are 8 bits, else the simulation."),
+    MODEL,
+    WEIGHTS,
+    click.option("--num-images", "-n", type=int, help="Images to calibrate with, the first ones; all when absent."),
+    click.option("--ranges", default="minmax", help="Of the activations: minmax, percentile or mse."),
+    click.option("--percentile", default=99.9, help="--ranges percentile: so many percent above the lower end, as many below the upper."),
+    click.option("--weight-ranges", default="minmax", help="minmax or mse."),
+    click.option("--attention", is_flag=True, help="Quantise both sides of attention's two GEMMs as well."),
+    FORCE,
+    AS_JSON,
+)
+def command(images, model, image_size, checkpoint, random_weights, as_json, **settings) -> None:
+    """Quantise a ViT, calibrated with synthetic images."""
+    teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
+    result = run_quantize(teacher, images, **settings)
+    print(json.dumps(result)) if as_json else print_quantized(result)
 
 
 def run_quantize(
@@ -64,16 +93,11 @@ def _described(model: nn.Module, mean, std):
 
 
 def print_quantized(result: dict) -> None:
-    from .tables import _console, _table
-
     if "evaluation" in result:
         measured = result["evaluation"]
         print(f"{result['model']}, {result['widths']}, calibrated with {result['calibration_images']} images")
-        shown = _table(f"{measured['images']} of {measured['data']}", "model", "accuracy")
-        for name in ("full_precision", "simulated", "int8"):
-            if name in measured:
-                shown.add_row(name.replace("_", " "), f"{measured[name]:.2%}")
-        _console().print(shown)
+        cells = [(name.replace("_", " "), f"{measured[name]:.2%}") for name in ("full_precision", "simulated", "int8") if name in measured]
+        print_table(f"{measured['images']} of {measured['data']}", ("model", "accuracy"), cells, wrap=True)
     else:
         print(f"{result['model']} quantised to {result['widths']} with {result['calibration_images']} images; --eval DATA measures its accuracy")
     if result.get("int8_weight_bits_here") == 7:

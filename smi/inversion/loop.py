@@ -8,8 +8,6 @@ Dense, SMI and PRI differ only by their schedule. Pixels of patches that left ar
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from inspect import signature
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -17,64 +15,47 @@ from torch import Tensor, nn
 from ..errors import InputError, RunError
 from ..images.patches import to_patches
 from ..images.sparse_images import SparseImages
+from ..images.storage import Writer
 from ..kernels.attention.reference import take_rows
-from . import importance as ranking
+from . import importance
 from .graph import Runner
 from .memory_estimate import out_of_memory, ran_out
-from .progress import show_progress
+from .prepare import check_whole, prepare
+from .progress import Iteration, show_progress
+from .run import Run
 from .schedules import Event
-from .settings import Iteration, Run, prepare
-from .snapshots import SNAPSHOTS, Recorder, check_snapshots
+from .settings import InvertSettings, Settings, by_keyword
+from .snapshots import Recorder
 from .step import Step
 
 
-def _takes_settings(function: Callable) -> Callable:
-    """Show the settings of `prepare`, which `function` passes on, in the signature that help() and editors show."""
-    own = signature(function)
-    parameters = {**signature(prepare).parameters, **own.parameters}
-    del parameters["settings"]
-    function.__signature__ = own.replace(parameters=list(parameters.values()))
-    return function
-
-
-@_takes_settings
-def invert(
-    model: nn.Module,
-    *,
-    output: str | Path | None = None,
-    force: bool = False,
-    snapshots: int = SNAPSHOTS,
-    progress: bool = True,
-    on_batch: Callable[[SparseImages], None] | None = None,
-    **settings,
-) -> SparseImages:
+@by_keyword(InvertSettings)
+def invert(model: nn.Module, settings: InvertSettings) -> SparseImages:
     """Synthesise sparse images from a trained timm ViT, without data.
 
-    The settings are those of `invert_batches`, and: output: a folder to which every finished batch is written at once, so that an interrupted run
-    keeps it; force: replace the images in it; snapshots: how many of the first trajectory are kept there for `smi report`, 0 for none. progress: show
-    iteration, it/s, loss, active patches and time left on the terminal. on_batch: called with each finished batch, once it is written. Raises
-    InputError for what cannot be done, RunError where a run fails.
-    """
-    from ..images.storage import Writer
+    {settings}
 
-    check_snapshots(snapshots)
-    run, on_iteration = prepare(model, **settings)
-    writer = None if output is None else Writer(output, force=force)
-    recorder = Recorder(run, snapshots) if writer is not None and snapshots and run.schedule.iterations else None
+    Raises InputError for what cannot be done, RunError where a run fails.
+    """
+    check_whole("snapshots", settings.snapshots, 0)
+    run = prepare(model, settings)
+    writer = None if settings.output is None else Writer(settings.output, force=settings.force)
+    recorder = Recorder(run, settings.snapshots) if writer is not None and settings.snapshots and run.schedule.iterations else None
+    title = "{method}, {engine} {dtype}".format(**run.provenance)
     parts: list[SparseImages] = []
     try:
-        with show_progress(_both(recorder, on_iteration), "{method}, {engine} {dtype}".format(**run.provenance), shown=progress) as report:
+        with show_progress(_both(recorder, settings.on_iteration), title, shown=settings.progress) as report:
             for part in run_batches(run, report):
                 parts.append(part)
                 if writer is not None:
                     writer.add(part)
                 if recorder is not None and len(parts) == 1:
                     recorder.save(writer.folder)
-                if on_batch is not None:
-                    on_batch(part)
+                if settings.on_batch is not None:
+                    settings.on_batch(part)
     finally:
         if writer is not None:
-            writer.close(complete=sum(map(len, parts)) == run.num_images)
+            writer.close(complete=sum(map(len, parts)) == settings.num_images)
     return SparseImages.cat(parts)
 
 
@@ -90,39 +71,20 @@ def _both(first: Callable | None, second: Callable | None) -> Callable | None:
     return call
 
 
-@_takes_settings
-def invert_batches(model: nn.Module, **settings) -> Iterator[SparseImages]:
+@by_keyword(Settings)
+def invert_batches(model: nn.Module, settings: Settings) -> Iterator[SparseImages]:
     """Like `invert`, one SparseImages per finished batch.
 
-    method: "dense" (DeepInversion), "smi" (Sparse Model Inversion), "pri" (Patch Rebirth Inversion), "psaq" (PSAQ-ViT: dense, with its own loss,
-    optimiser and jitter) or "gaussian" (noise, nothing optimised). num_images: finished images.
-    labels: classes to invert, one per trajectory, cycled when shorter; None draws them from the seed.
-    iterations: updates per batch. batch_size: trajectories per batch.
-    schedule: a `Schedule` of the caller's own, instead of the method's; prune_at, prune_ratio (smi), division (pri): the method's options.
-    importance: "cls_attention", "random" or a function of `importance.Snapshot` that returns scores [B, n].
-    losses: functions of (images, logits, labels) to be summed; None: the method's own, which for all but "psaq" is "default", cross-entropy +
-    tv_weight * total variation; "psaq": PSAQ-ViT's with any method. lr, betas: of Adam, None: the method's own.
-    init: [trajectories, C, H, W] normalised pixels to start from; None: Gaussian noise from the seed.
-    augmentation: one (dy, dx, flip) per iteration, in pixels, the same for every batch, taken as (0, 0, False) at an event and one
-    iteration before it; None draws them, offsets up to jitter (None: an eighth of
-    each side).
-    engine: "fused" or "reference"; None: fused, unless a loss or dtype="float64" needs the reference. dtype: of the model's arithmetic, "float32",
-    "bfloat16" or "float16" (fused), "float32" or "float64" (reference); "auto": what the device computes faster in; pixels are float32, or float64.
-    update: "active" freezes the pixels of patches that left, "all" goes on moving every pixel, as published code does. max_memory: GiB beside the
-    weights: the passes of a batch then run in as many parts as that takes (fused). recompute: keep five ninths for the backward pass, for a sixth
-    more FLOPs (fused).
-    flip, mean, std: facts of the training data, None: the model's own. device: None: a GPU if there is one, else the model's.
-    on_iteration: called with an `Iteration` after each update. seed: of everything drawn.
+    {settings}
     """
-    run, on_iteration = prepare(model, **settings)
-    return run_batches(run, on_iteration)
+    return run_batches(prepare(model, settings), settings.on_iteration)
 
 
 def run_batches(run: Run, on_iteration: Callable[[Iteration], None] | None = None) -> Iterator[SparseImages]:
     """The batches of a prepared run, one after another."""
     began = time.perf_counter()
     starts = range(0, len(run.labels), run.batch_size)
-    left = run.num_images
+    left = run.settings.num_images
     for batch, start in enumerate(starts):
         trajectories = range(start, min(start + run.batch_size, len(run.labels)))
 
@@ -159,7 +121,7 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
             continue  # noise, which nothing moves
         step = Step(
             run.fused or vit, images, moments, labels, index, run.losses, low, high,
-            lr=run.lr, betas=run.betas, update=run.update, chunk=run.chunk,
+            lr=run.settings.lr, betas=run.settings.betas, update=run.settings.update, chunk=run.chunk,
         )  # fmt: skip
         runner = Runner(step, table, curve, stage.start)
         for t in range(stage.start, stage.stop):
@@ -169,7 +131,7 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
                 _refuse_diverged(curve[stage.start : t + 1], stage.start, trajectories)
             report(t, curve[t], stage.active, images, index, labels)
         if stage.event is not None:
-            snapshot = ranking.Snapshot(ranked, index, labels, step.output.logits.detach(), step.output.attention, generators)
+            snapshot = importance.Snapshot(ranked, index, labels, step.output.logits.detach(), step.output.attention, generators)
             index, leaving = _split(run, stage.event, snapshot)
             if stage.event.fate == "emit":
                 emitted.append((take_rows(to_patches(images, vit.patch_size), leaving), leaving))
@@ -188,7 +150,7 @@ def _refuse_diverged(curve: Tensor, first: int, trajectories: range) -> None:
     raise RunError(f"the loss is {float(curve[at])} at {where}: the run has diverged or a loss term is undefined there")
 
 
-def _split(run: Run, event: Event, snapshot: ranking.Snapshot) -> tuple[Tensor, Tensor]:
+def _split(run: Run, event: Event, snapshot: importance.Snapshot) -> tuple[Tensor, Tensor]:
     """Patches that stay active and patches that leave, each int64 [B, n] ascending."""
     with torch.no_grad():
         scores = run.importance(snapshot)
@@ -196,7 +158,7 @@ def _split(run: Run, event: Event, snapshot: ranking.Snapshot) -> tuple[Tensor, 
         raise InputError(f"importance must return scores {list(snapshot.index.shape)}, one per active patch, got {list(scores.shape)}")
     if torch.isnan(scores).any():
         raise RunError(f"importance gave NaN at iteration {event.iteration}: patches cannot be ranked")
-    leaving, staying = ranking.choose(scores, event.count, highest=event.which == "highest")
+    leaving, staying = importance.choose(scores, event.count, highest=event.which == "highest")
     return snapshot.index.gather(1, staying), snapshot.index.gather(1, leaving)
 
 
@@ -220,8 +182,8 @@ def _collect(run: Run, trajectories: range, emitted: list[tuple[Tensor, Tensor]]
 
 
 def _initial(run: Run, trajectories: range) -> Tensor:
-    if run.init is not None:
-        images = run.init[trajectories.start : trajectories.stop].detach().clone(memory_format=torch.contiguous_format)
+    if run.settings.init is not None:
+        images = run.settings.init[trajectories.start : trajectories.stop].detach().clone(memory_format=torch.contiguous_format)
     else:
         shape = (run.vit.channels, *run.vit.image_size)
         images = torch.stack([torch.randn(shape, generator=run.generator("noise", trajectory), dtype=torch.float64) for trajectory in trajectories])

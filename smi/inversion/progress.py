@@ -4,9 +4,32 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from ..console import PLAIN_EVERY, make_progress_bar
-from .settings import Iteration
+
+
+@dataclass(frozen=True, eq=False)
+class Iteration:
+    """What `on_iteration` is told after each update."""
+
+    batch: int  # 0-based
+    batches: int
+    iteration: int  # 0-based, of this batch
+    iterations: int
+    value: float | Tensor  # the loss; reading it as `loss` waits for the device
+    active: int  # patches of each image that took part
+    seconds: float  # since the run began
+    images: Tensor  # [B, C, H, W], normalised pixels, live: clone to keep
+    index: Tensor  # int64 [B, active]
+    labels: Tensor  # int64 [B]
+
+    @property
+    def loss(self) -> float:
+        return float(self.value)
+
 
 Report = Callable[[Iteration], None]
 

@@ -13,6 +13,7 @@ from ..errors import InputError
 PUBLISHED_ITERATIONS = 4000
 SMI_PRUNE_AT = (50, 100, 200, 300)  # of 4000 iterations
 SMI_PRUNE_RATIO = 0.3
+DIVISION = 7  # images per trajectory of PRI, the largest published
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def sparse(
     return Schedule(num_patches, iterations, tuple(events))
 
 
-def patch_rebirth(num_patches: int, iterations: int = PUBLISHED_ITERATIONS, division: int = 7) -> Schedule:
+def patch_rebirth(num_patches: int, iterations: int = PUBLISHED_ITERATIONS, division: int = DIVISION) -> Schedule:
     """PRI: after every floor(iterations / v) iterations the floor(N / v) active patches of highest importance are emitted, v images a trajectory.
 
     Where v does not divide N, the last image too has floor(N / v) patches: the rest, of lowest importance, is dropped at the end.

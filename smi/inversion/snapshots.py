@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..errors import InputError, RunError
 from ..files import replace_file
+from .progress import Iteration
+from .run import Run
 from .schedules import Schedule
-from .settings import MOST, Iteration, Run
 
 FILE = "progress.safetensors"
 FORMAT = "smi.progress/1"
-SNAPSHOTS = 8
 FIELDS = ("pixels", "index", "losses", "iterations", "loss_iterations", "label")
 LOSSES = 200  # points of the loss curve at most
 
@@ -53,13 +53,6 @@ def moments(schedule: Schedule, count: int) -> list[int]:
 def _evenly(total: int, count: int) -> list[int]:
     """`count` distinct places of `total`, the last among them, and the first where there are two."""
     return [total - 1] if count == 1 else [round(i * (total - 1) / (count - 1)) for i in range(count)]
-
-
-def check_snapshots(count: int) -> int:
-    """The number of snapshots that was asked for; raises InputError where it is none."""
-    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST:
-        raise InputError(f"snapshots must be a whole number from 0 to {MOST}, got {count}")
-    return count
 
 
 class Recorder:

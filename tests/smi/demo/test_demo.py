@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from smi.cli.tables import print_demo
+from smi.cli.demo import print_demo
 from smi.demo import METHODS, demo, downstream
 from smi.errors import InputError, RunError
 from smi.images.sparse_images import SparseImages
@@ -49,7 +49,8 @@ def test_methods_are_made_used_and_reported(tmp_path, capsys, monkeypatch):
 def test_the_table_fits_a_narrow_terminal(width, monkeypatch, capsys):
     from rich.console import Console
 
-    monkeypatch.setattr("smi.cli.tables._console", lambda: Console(width=width))
+    for module in ("smi.console", "smi.cli.demo"):
+        monkeypatch.setattr(f"{module}.make_console", lambda: Console(width=width))
     timed = {"seconds": 123.4, "images_per_second": 12.3, "speedup": 12.34, "flops_speedup": 12.67}
     shares = {"agreement": 1.0, "w8a8": 0.996, "w4a8": 0.996, "transfer": 0.584}
     table = [

@@ -188,10 +188,10 @@ def test_a_batch_in_parts_gives_the_same(method, own_losses, monkeypatch):
     def spread(images, logits, labels):
         return torch.nn.functional.cross_entropy(logits, labels) - 0.1 * logits.std(0).sum() + 1e-3 * images.square().mean()
 
-    from smi.inversion import memory_estimate, settings
+    from smi.inversion import memory_estimate, prepare
 
     asked = []
-    monkeypatch.setattr(settings, "chunk_of", lambda *arguments: asked.append(memory_estimate.chunk_of(*arguments)) or 4)
+    monkeypatch.setattr(prepare, "chunk_of", lambda *arguments: asked.append(memory_estimate.chunk_of(*arguments)) or 4)
     losses = {"losses": [spread]} if own_losses else {}
     whole = smi.invert(small_vit(depth=3), **method, **losses, **{**QUICK, "num_images": 18})
     parts = smi.invert(small_vit(depth=3), **method, **losses, max_memory=1, **{**QUICK, "num_images": 18})

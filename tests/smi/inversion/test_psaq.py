@@ -10,7 +10,8 @@ from smi import engine
 from smi.cli.main import run
 from smi.errors import InputError
 from smi.inversion import psaq
-from smi.inversion.settings import prepare
+from smi.inversion.prepare import prepare
+from smi.inversion.settings import Settings
 from smi.models.vit import describe
 from tests.conftest import small_vit
 
@@ -83,14 +84,14 @@ def test_total_variation_is_pulled_to_a_target_that_grows_with_the_norms():
 
 
 def test_the_published_settings(vit):
-    run_, _ = prepare(vit, method="psaq", num_images=2)
-    assert (run_.schedule.iterations, run_.schedule.events, run_.lr, run_.betas) == (1000, (), 0.20, (0.5, 0.9))
-    wide, _ = prepare(small_vit(img_size=224, patch_size=32), method="psaq", num_images=1)
+    run_ = prepare(vit, Settings(method="psaq", num_images=2))
+    assert (run_.schedule.iterations, run_.schedule.events, run_.settings.lr, run_.settings.betas) == (1000, (), 0.20, (0.5, 0.9))
+    wide = prepare(small_vit(img_size=224, patch_size=32), Settings(method="psaq", num_images=1))
     assert (wide.table[:, 0] == wide.table[:, 1]).all()
     assert wide.table[:500, 0].abs().max() == 15
     assert wide.table[500:, 0].abs().max() == 30
     assert 0.4 < wide.table[:, 2].double().mean() < 0.6
-    assert prepare(vit, method="psaq", num_images=1, flip=False)[0].table[:, 2].sum() == 0
+    assert prepare(vit, Settings(method="psaq", num_images=1, flip=False)).table[:, 2].sum() == 0
 
 
 def test_it_raises_the_entropy(vit):

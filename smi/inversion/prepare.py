@@ -1,0 +1,206 @@
+"""From settings to a run: each setting checked, None replaced by what it stands for, everything that is drawn drawn from the seed."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ..engine import Fused
+from ..errors import InputError
+from ..models.vit import ViT, describe
+from ..random_streams import generator
+from . import augmentation, importance, psaq
+from .losses import TV_WEIGHT, Loss, default_losses, needs_attention_outputs
+from .memory_estimate import check_memory, chunk_of
+from .run import Run, provenance_of
+from .schedules import METHODS, Schedule, make_schedule
+from .settings import PRESETS, Preset, Settings
+from .step import UPDATES
+
+MOST = 10**9  # of anything counted
+DTYPES = {"fused": ("auto", "float32", "bfloat16", "float16"), "reference": ("auto", "float32", "float64")}  # by engine
+
+
+def prepare(model: nn.Module, settings: Settings) -> Run:
+    """Everything that decides the images. Raises InputError for a setting that makes no sense, alone or for this model, and RunError where memory
+    does not suffice."""
+    preset = PRESETS.get(settings.method or "", Preset())
+    settings = _completed(settings, preset)
+    check_settings(settings, least_iterations=min(preset.iterations, 1))
+    losses = _losses(settings)
+    settings = replace(settings, engine=_engine(settings, losses))
+    double = settings.dtype == "float64"
+    vit = describe(model, mean=settings.mean, std=settings.std, flip=settings.flip)
+    vit = vit.to(_device(model, settings.device), torch.float64 if double else torch.float32)
+    _refuse_nan(model)
+    schedule = _schedule(settings, vit)
+    trajectories = -(-settings.num_images // schedule.images_per_trajectory)
+    _check_init(settings.init, (trajectories, vit.channels, *vit.image_size))
+    fused = Fused(vit, settings.dtype, settings.recompute) if settings.engine == "fused" else None
+    run = Run(
+        settings=replace(
+            settings,
+            method=settings.method or "custom",
+            batch_size=min(settings.batch_size, trajectories),
+            flip=vit.flip,
+            losses=losses,
+            dtype=str(fused.dtype if fused else vit.embed.weight.dtype).removeprefix("torch."),
+            device=str(vit.device),
+        ),
+        vit=vit,
+        schedule=schedule,
+        labels=_labels(settings.labels, trajectories, vit.num_classes, settings.seed),
+        table=_augmentation(settings, preset, schedule, vit),
+        losses=losses,
+        importance=importance.resolve(settings.importance),
+        fused=fused,
+    )
+    run.provenance.update(provenance_of(run))
+    if settings.max_memory is not None:
+        run.chunk = _chunk(run, settings.max_memory)
+    elif schedule.iterations:
+        check_memory(vit, schedule, run.batch_size, fused and fused.mode)
+    return run
+
+
+def _completed(settings: Settings, preset: Preset) -> Settings:
+    """With the method's own where a setting is None."""
+    iterations, losses, tv_weight = settings.iterations, settings.losses, settings.tv_weight
+    if iterations is None:
+        iterations = preset.iterations if settings.schedule is None else getattr(settings.schedule, "iterations", Preset.iterations)
+    if losses is not None and not losses:
+        raise InputError("losses must hold at least one function, or be None for the published loss")
+    losses = preset.losses if losses is None else losses
+    if losses != "default" and tv_weight is not None:
+        raise InputError("pass losses or tv_weight, not both: a list of losses brings its own total variation")
+    if losses == "default" and tv_weight is None:
+        tv_weight = TV_WEIGHT
+    lr, betas = preset.lr if settings.lr is None else settings.lr, preset.betas if settings.betas is None else settings.betas
+    return replace(settings, iterations=iterations, losses=losses, tv_weight=tv_weight, lr=lr, betas=betas)
+
+
+def check_settings(settings: Settings, least_iterations: int = 1) -> None:
+    """Raise InputError for a setting that is out of its range whatever the model."""
+    check_whole("num_images", settings.num_images, 1)
+    check_whole("batch_size", settings.batch_size, 1)
+    check_whole("seed", settings.seed, 0)
+    check_whole("iterations", settings.iterations, least_iterations)
+    jitter, lr, betas, tv_weight, limit = settings.jitter, settings.lr, settings.betas, settings.tv_weight, settings.max_memory
+    if jitter is not None and not (isinstance(jitter, int) and jitter >= 0):
+        raise InputError(f"jitter must be a whole number of pixels of at least 0, got {jitter}")
+    if not lr > 0 or not all(0 <= beta < 1 for beta in betas):
+        raise InputError(f"lr must be positive and both betas from 0 up to 1, got {lr} and {betas}")
+    if tv_weight is not None and not 0 <= tv_weight < math.inf:
+        raise InputError(f"tv_weight must be a finite number of at least 0, got {tv_weight}")
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf):
+        raise InputError(f"max_memory must be a positive number of GiB, got {limit}")
+    if settings.update not in UPDATES:
+        raise InputError(f"update must be {' or '.join(UPDATES)}, got '{settings.update}'")
+
+
+def check_whole(name: str, value: object, least: int) -> None:
+    """Raise InputError where a count is no whole number from `least` to MOST."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
+        raise InputError(f"{name} must be a whole number from {least} to {MOST}, got {value}")
+
+
+def _check_init(init: Tensor | None, shape: tuple[int, ...]) -> None:
+    if init is not None and (not isinstance(init, Tensor) or tuple(init.shape) != shape):
+        given = list(getattr(init, "shape", [])) or type(init).__name__
+        raise InputError(f"init must be a tensor {list(shape)}, one image per trajectory, got {given}")
+
+
+def _device(model: nn.Module, device: str | torch.device | None) -> torch.device:
+    """The device to run on; raises InputError where it is not to be had."""
+    if device is None:
+        return torch.device("cuda") if torch.cuda.is_available() else next(model.parameters()).device
+    try:
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError("neither a CPU nor a CUDA GPU")
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device '{device}' cannot be used here: try 'cpu'{' or cuda' if torch.cuda.is_available() else ''}") from error
+    return chosen
+
+
+def _engine(settings: Settings, losses: Sequence[Loss]) -> str:
+    """The engine that is asked for; None is the fused one where it can do what is asked, the reference where it cannot."""
+    name, dtype, taps = settings.engine, settings.dtype, any(map(needs_attention_outputs, losses))
+    if name is None:
+        name = "reference" if taps or dtype == "float64" else "fused"
+    if name not in DTYPES:
+        raise InputError(f"engine '{name}' is not known: it must be {' or '.join(DTYPES)}")
+    if dtype not in DTYPES[name]:
+        raise InputError(f"dtype '{dtype}' is not supported by the {name} engine: it must be {', '.join(DTYPES[name])}")
+    if name == "fused" and taps:
+        raise InputError("a loss needs the attention outputs of every block, which only engine='reference' keeps")
+    if name != "fused" and settings.recompute:
+        raise InputError("recompute needs the fused engine: the reference keeps what autograd does")
+    return name
+
+
+def _chunk(run: Run, limit: float) -> int:
+    if run.fused is None:
+        raise InputError("max_memory needs the fused engine, which can run a batch in parts")
+    return chunk_of(run.vit, run.schedule, run.batch_size, limit, run.fused.mode)
+
+
+def _refuse_nan(model: nn.Module) -> None:
+    bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if bad:
+        raise InputError(f"the model's weights hold NaN or infinity, first in {bad[0]} ({len(bad)} of its tensors): check the checkpoint")
+
+
+def _schedule(settings: Settings, vit: ViT) -> Schedule:
+    method, schedule, iterations = settings.method, settings.schedule, settings.iterations
+    options = {"prune_at": settings.prune_at, "prune_ratio": settings.prune_ratio, "division": settings.division}
+    if method is None and schedule is None:
+        raise InputError(f"name a method, {', '.join(METHODS)}, or pass a schedule")
+    if schedule is not None and (method is not None or any(value is not None for value in options.values())):
+        raise InputError("pass a schedule, or a method with its options, not both")
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise InputError(f"schedule must be a smi.Schedule, got {type(schedule).__name__}")
+    made = make_schedule(method, vit.num_patches, iterations, **options) if schedule is None else schedule
+    if (made.num_patches, made.iterations) != (vit.num_patches, iterations):
+        asked = f"the model has {vit.num_patches} and iterations is {iterations}"
+        raise InputError(f"the schedule is for {made.num_patches} patches and {made.iterations} iterations, but {asked}")
+    return made
+
+
+def _losses(settings: Settings) -> list[Loss]:
+    losses = settings.losses
+    if losses == "default":
+        return default_losses(settings.tv_weight)
+    if isinstance(losses, str):
+        if losses != "psaq":
+            raise InputError(f"unknown losses '{losses}': they must be default or psaq, or functions of (images, logits, labels)")
+        return psaq.losses(generator(settings.seed, "psaq"))
+    return list(losses)
+
+
+def _augmentation(settings: Settings, preset: Preset, schedule: Schedule, vit: ViT) -> Tensor:
+    """The table int32 [iterations, 3] of a run, still around events."""
+    if settings.augmentation is None:
+        table = preset.draw(schedule.iterations, vit.image_size, generator(settings.seed, "augmentation"), settings.jitter, vit.flip)
+    else:
+        table = augmentation.from_rows(settings.augmentation, schedule.iterations)
+    return augmentation.hold_still(table, schedule.still_iterations())
+
+
+def _labels(labels: Sequence[int] | Tensor | None, trajectories: int, classes: int, seed: int) -> Tensor:
+    if labels is None:
+        return torch.randint(classes, (trajectories,), generator=generator(seed, "labels"))
+    try:
+        given = torch.as_tensor(labels).flatten().cpu()
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InputError(f"labels must be whole numbers from 0 to {classes - 1}, got {labels!r:.100}") from error
+    if not len(given):
+        raise InputError("labels must name at least one class, or be None to draw them")
+    if given.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64) or not 0 <= int(given.min()) <= int(given.max()) < classes:
+        raise InputError(
+            f"labels must be whole numbers from 0 to {classes - 1}, the model has {classes} classes; got {sorted(set(given.tolist()))[:10]}"
+        )
+    return given.long()[torch.arange(trajectories) % len(given)]
