@@ -1,8 +1,8 @@
 """FLOPs of an inversion: by the published counting rule, and honestly; and the comparison that PRI's theorem makes.
 
 Published rule (found by arithmetic; it reproduces the four figures of the SMI paper's table exactly): 384 times the forward multiply-adds of one
-image with the tokens of the LAST stage, patch embedding dense, attention's two products left out, 4 operations per normalised element.
-Honest count: 2 operations per multiply-add of every matrix product that the engine does, forward and backward to the pixels, stage by stage.
+image with the tokens of the LAST stage, patch embedding dense, attention's two GEMMs left out, 4 operations per normalised element.
+Honest count: 2 operations per multiply-add of every GEMM of the engine, forward and backward to the pixels, stage by stage.
 """
 
 from dataclasses import asdict, dataclass
@@ -84,7 +84,7 @@ class Theorem:
     division: int
     pri_linear: float  # (v + 1) / (2 v^2)
     smi_linear: float  # 1 / v
-    pri_attention: float  # self-attention layer: four d x d projections and the two products
+    pri_attention: float  # self-attention layer: four d x d projections and the two GEMMs
     smi_attention: float
     patches_over_dim: float  # N / d
     bound: float  # PRI's self-attention is cheaper while N / d is below 6 v / (2 v - 1), which is at least 3

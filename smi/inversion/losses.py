@@ -1,6 +1,6 @@
 """Terms of the inversion loss: plain functions of (images [B, C, H, W], logits [B, classes], labels int64 [B]) that return a scalar.
 
-The default is cross-entropy plus total variation (METHODS section 1). A user's own term needs no more than this signature; one with the attribute
+The default is cross-entropy plus total variation (docs/methods.md). A user's own term needs no more than this signature; one with the attribute
 `needs = "attention_outputs"` gets those of every block, a list of [B, n, heads, width], as its fourth argument (see psaq.patch_similarity).
 """
 

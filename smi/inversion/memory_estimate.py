@@ -129,7 +129,7 @@ def ran_out(error: Exception) -> bool:
 
 def out_of_memory(vit: ViT, schedule: Schedule, batch: int, available: int | None = None, fused: engine.Mode | None = None) -> RunError:
     """The error that says which batch size fits; call it when the tensors of the failed pass are gone."""
-    most = batch - 1 if available is not None else batch // 2  # what failed in earnest was estimated to fit
+    most = batch - 1 if available is not None else batch // 2  # the batch that ran out was estimated to fit
     if available is None:
         if vit.device.type == "cuda":
             torch.cuda.empty_cache()

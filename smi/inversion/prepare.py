@@ -138,7 +138,7 @@ def _engine(settings: Settings, losses: Sequence[Loss]) -> str:
     if name == "fused" and taps:
         raise InputError("a loss needs the attention outputs of every block, which only engine='reference' keeps")
     if name != "fused" and settings.recompute:
-        raise InputError("recompute needs the fused engine: the reference keeps what autograd does")
+        raise InputError("recompute needs the fused engine: the reference saves what autograd does")
     return name
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..kernels.image_step import tv_norms
 from . import augmentation
+from .losses import cross_entropy
 
 ITERATIONS = 1000  # two phases of 500
 LEARNING_RATE = 0.20
@@ -74,8 +75,6 @@ patch_similarity.needs = "attention_outputs"
 
 def losses(generator: torch.Generator) -> list:
     """The published loss: patch similarity, cross-entropy, and total variation pulled to a value that is drawn here once."""
-    from .losses import cross_entropy
-
     low, high = TV_TARGET
     target = low + (high - low) * torch.rand((), generator=generator).item()
 

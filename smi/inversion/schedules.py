@@ -89,7 +89,7 @@ class Schedule:
 
 
 def scale_events(at: Sequence[int], iterations: int) -> list[int]:
-    """Iterations given for a run of 4000, scaled to `iterations` and kept distinct, at least 1 (METHODS: events scale in proportion)."""
+    """Iterations given for a run of 4000, scaled to `iterations` and kept distinct, at least 1 (docs/methods.md)."""
     scaled, last = [], 0
     for iteration in at:
         last = max(last + 1, round(iteration * iterations / PUBLISHED_ITERATIONS))
@@ -117,7 +117,7 @@ def sparse(
         raise InputError(f"smi needs at least {len(SMI_PRUNE_AT)} iterations for its {len(SMI_PRUNE_AT)} prune events, got {iterations}")
     events, active = [], num_patches
     for iteration in scale_events(SMI_PRUNE_AT, iterations) if prune_at is None else prune_at:
-        kept = math.floor(active * (1 - prune_ratio) + 1e-9)  # 1e-9: a product that is whole but for rounding counts as whole
+        kept = math.floor(active * (1 - prune_ratio) + 1e-9)  # 1e-9: a count that is whole but for rounding counts as whole
         events.append(Event(iteration, active - kept, "lowest", "drop"))
         active = kept
     return Schedule(num_patches, iterations, tuple(events))
