@@ -12,13 +12,13 @@ import torch
 from .engine import Mode
 from .errors import InputError
 from .inversion.memory_estimate import step_memory
+from .inversion.methods import COMPARED
 from .inversion.prepare import check_whole
 from .inversion.schedules import Schedule, make_schedule
 from .models.by_name import EMBEDDED, load_model
 from .models.vit import ViT, describe
 
 PUBLISHED_FACTOR = 384  # forward and twice that for the backward pass, times a batch of 128
-DIVISIONS = (2, 4, 7)  # of PRI, where no method is named
 NORM_OPS = 4  # per element, in the published rule
 
 
@@ -111,7 +111,7 @@ def cost_table(model: str, image_size: tuple[int, int] | None, method: str | Non
     else:
         vit = describe(_without_weights(model, image_size)).to("meta", torch.float32)
     if method is None:
-        cases = [("dense", {}), ("smi", {}), *(("pri", {"division": v}) for v in DIVISIONS if v <= vit.num_patches)]
+        cases = [(each.name, each.options) for each in COMPARED if (each.division or 1) <= vit.num_patches]
     else:
         cases = [(method, options)]
     reference = make_schedule("dense", vit.num_patches, iterations)

@@ -71,8 +71,8 @@ class Settings:
 
     method: str | None = setting(
         None,
-        "which strategy: dense (DeepInversion), smi (Sparse Model Inversion), pri (Patch Rebirth Inversion), psaq (PSAQ-ViT: dense, with its own loss, optimiser and "
-        "jitter) or gaussian (noise, nothing optimised)",
+        "which strategy: dense (DeepInversion), smi (Sparse Model Inversion), pri (Patch Rebirth Inversion), psaq (PSAQ-ViT: dense, with its own "
+        "loss, optimiser and jitter) or gaussian (noise, nothing optimised)",
     )
     num_images: int = setting(MISSING, "finished images")
     labels: Sequence[int] | Tensor | None = setting(
