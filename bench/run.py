@@ -18,7 +18,7 @@ import torch
 from .cases import operations as operation_cases
 from .cases import suites
 from .measuring import inversions, operations, record
-from .sides import compiled
+from .sides.fast_dtype import fast_dtype
 from .tables.terminal import print_table
 
 SECONDS = {False: 840.0, True: 105.0}  # of 15 and of 2 minutes
@@ -92,7 +92,7 @@ def measure_operations(device: torch.device, budget: operations.Budget, about: d
     found += [make(n) for n in (47, 197) for make in (operation_cases.cls_case, operation_cases.norm_case)]
     found += [make(n) for n in (47, 197) for make in (operation_cases.gelu_case, operation_cases.residual_case)]
     found += [make(n) for n in (46, 196) for make in (operation_cases.embed_case, operation_cases.step_case)] + [operation_cases.tv_case()]
-    left_out, dtype = [], compiled.fast_dtype(device)
+    left_out, dtype = [], fast_dtype(device)
     ceiling = operations.ceilings(device, dtype=dtype, **inversions.CPU_CEILING)
     for case in found:
         name = f"{case.operation} {case.name}"

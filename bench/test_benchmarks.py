@@ -9,6 +9,7 @@ import torch
 from bench.cases import operations, suites
 from bench.measuring import inversions
 from bench.measuring import operations as runner
+from bench.sides.make import build_model, make_step
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import describe
 
@@ -24,7 +25,7 @@ def test_step(benchmark, case, side):
     if side not in case.sides:
         pytest.skip(f"{side} is not among the sides of this case")
     torch._dynamo.reset()
-    step = inversions.make_step(side, inversions.build_model(case.model, dict(case.options), DEVICE), case.batch, case.active)
+    step = make_step(side, build_model(case.model, dict(case.options), DEVICE), case.batch, case.active)
     benchmark.extra_info["resolved"] = step.resolved
     benchmark.pedantic(lambda: inversions.synchronised(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
 
@@ -33,7 +34,7 @@ def test_step(benchmark, case, side):
 @pytest.mark.parametrize(("method", "options"), suites.METHODS, ids=lambda value: value if isinstance(value, str) else str(value.get("division", "")))
 def test_whole_run(benchmark, method, options, side):
     """A short run of DeiT-Tiny: events, emission and set-up included."""
-    model = inversions.build_model(suites.TINY, {}, DEVICE)
+    model = build_model(suites.TINY, {}, DEVICE)
     case = suites.WholeCase(suites.TINY, method, options.get("division"), 2, 2, (14,))
     benchmark.extra_info["images"] = 2 * make_schedule(method, describe(model).num_patches, 14, **options).images_per_trajectory
     benchmark.pedantic(lambda: inversions.run_whole(case, side, model, 14), rounds=1, warmup_rounds=0)

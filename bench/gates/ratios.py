@@ -22,8 +22,9 @@ from smi.kernels.timing import Quantiles, quantiles
 from smi.models.vit import describe
 
 from ..cases.suites import BASE, ITERATIONS, METHODS, TINY, final_smi
-from ..measuring import inversions
-from ..sides import compiled, ours
+from ..sides import eager, ours
+from ..sides.fast_dtype import fast_dtype
+from ..sides.make import build_model, make_step
 
 THRESHOLD = 1.15  # half way, in proportion, to the 30 % that must be caught
 ROUNDS, MORE_ROUNDS = 9, 25  # of the first measurement, and of the one after a suspicion
@@ -138,10 +139,10 @@ class Sides(NamedTuple):
 def sides_of(case: RatioCase, others: tuple[str, ...], dtype: str = "auto", variant: str | None = None) -> Sides:
     """Our step and the others' of a case. dtype, variant: those of the baseline, so that a choice by measurement cannot flip."""
     torch._dynamo.reset()
-    model = inversions.build_model(case.model, {"depth": case.depth}, torch.device("cpu"))
+    model = build_model(case.model, {"depth": case.depth}, torch.device("cpu"))
     if dtype == "auto":
-        dtype = str(compiled.fast_dtype(torch.device("cpu"))).removeprefix("torch.")
-    steps = {side: inversions.make_step(side, model, case.batch, case.active, dtype=dtype, variant=variant) for side in ("ours", *others)}
+        dtype = str(fast_dtype(torch.device("cpu"))).removeprefix("torch.")
+    steps = {side: make_step(side, model, case.batch, case.active, dtype=dtype, variant=variant) for side in ("ours", *others)}
     return Sides(steps, dtype, steps["compiled"].variant if "compiled" in steps else variant)
 
 
@@ -166,12 +167,12 @@ def exact_flops() -> dict[str, int | float]:
 def exact_kept_bytes() -> dict[str, int]:
     """Bytes that one forward pass keeps for backward: eager, and every engine in both dtypes, by what it runs in, which depends on the machine."""
     found = {}
-    model = inversions.build_model(TINY, {"depth": 2}, torch.device("cpu"))
+    model = build_model(TINY, {"depth": 2}, torch.device("cpu"))
     engines = dict.fromkeys(("reference", ours.ENGINE))
     for active in (None, final_smi()):
         count = describe(model).num_patches if active is None else active
         where = f"deit_tiny of 2 blocks, batch 2, {count} patches"
-        found[f"eager, {where}"] = compiled.eager_step(model, 2, count).kept_bytes()
+        found[f"eager, {where}"] = eager.eager_step(model, 2, count).kept_bytes()
         for engine in engines:
             for dtype in ("float32", "bfloat16"):
                 step = ours.make_step(model, 2, count, engine=engine, dtype=dtype)

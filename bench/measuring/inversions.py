@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +13,8 @@ from smi.kernels import timing
 from smi.models.vit import ViT, describe
 
 from ..cases.suites import ITERATIONS, MemoryCase, StepCase, WholeCase
-from ..sides import compiled, ours
+from ..sides import compiled, eager, fast_dtype, ours
+from ..sides.make import build_model, make_step
 from ..sides.step_inputs import make_start
 from . import memory, operations
 
@@ -24,31 +24,14 @@ LOSS_AGREES = 0.02  # of eager's first loss: bfloat16's rounding, and no more
 CPU_CEILING = {"elements": 1 << 26, "size": 1536}
 
 
-def build_model(name: str, options: dict, device: torch.device) -> nn.Module:
-    """A timm model with random weights: no time depends on them."""
-    torch.manual_seed(0)
-    return timm.create_model(name, **options).to(device).eval()
-
-
-def make_step(side: str, model: nn.Module, batch: int, active: int | None, *, own: bool = True, dtype: str = "auto", variant: str | None = None):
-    """The step of "ours", "recompute" (ours with that option), "compiled" or "eager". own: the baselines copy the model. dtype: of all but eager;
-    variant: of compiled."""
-    active = describe(model).num_patches if active is None else active
-    if side in ("ours", "recompute"):
-        return ours.make_step(model, batch, active, dtype=dtype, recompute=side == "recompute")
-    if side == "eager":
-        return compiled.eager_step(model, batch, active, own=own)
-    return compiled.compiled_step(model, batch, active, dtype=None if dtype == "auto" else ours.DTYPES[dtype], variant=variant)
-
-
 def product_rates(device: torch.device) -> dict[str, operations.Ceilings]:
     """Ceilings of this device for float32 and bfloat16, by name of the dtype."""
     if device.type == "cuda":
         return {name: operations.ceilings(device, dtype=ours.DTYPES[name]) for name in ("float32", "bfloat16")}
     rates = {"float32": operations.ceilings(device, dtype=torch.float32, **CPU_CEILING)}
-    if compiled.fast_dtype(device) == torch.bfloat16:
+    if fast_dtype.fast_dtype(device) == torch.bfloat16:
         return rates | {"bfloat16": operations.ceilings(device, dtype=torch.bfloat16, **CPU_CEILING)}
-    emulated = 2 * compiled.PROBE**3 / compiled.product_seconds(device)[torch.bfloat16]  # a larger product would take seconds
+    emulated = 2 * fast_dtype.PROBE**3 / fast_dtype.product_seconds(device)[torch.bfloat16]  # a larger product would take seconds
     return rates | {"bfloat16": rates["float32"]._replace(operations=emulated)}
 
 
@@ -133,7 +116,7 @@ def run_whole(case: WholeCase, side: str, model: nn.Module, iterations: int) -> 
         ours.invert(model, case.method, images, iterations, case.batch, device=str(vit.device), **case.options)
     else:
         start = make_start(vit, case.batch, vit.num_patches)
-        compiled.eager_run(model, schedule, start, augmentation.draw(iterations, vit.image_size, torch.Generator().manual_seed(0)))
+        eager.eager_run(model, schedule, start, augmentation.draw(iterations, vit.image_size, torch.Generator().manual_seed(0)))
 
 
 def extrapolate(seconds: dict[int, float], iterations: int) -> float:

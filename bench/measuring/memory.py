@@ -11,32 +11,14 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from torch import Tensor
+
+from ..sides.make import build_model, make_step
 
 ROOT = Path(__file__).parents[2]
 STEPS = 2  # of the measured process
-
-
-def saved_bytes(forward: Callable[[], Tensor], beside: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages that autograd saves while `forward` runs, those of the tensors `beside` (weights, pixels) left out."""
-    known = {tensor.untyped_storage()._cdata for tensor in beside}
-    found: dict[int, int] = {}
-    alive = []  # so that no storage's address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            found[storage._cdata] = storage.nbytes()
-            alive.append(storage)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
-    return sum(found.values())
 
 
 def peak_of(side: str, model: str, batch: int, active: int | None, options: dict, device: torch.device, threads: int | None = None) -> dict:
@@ -70,8 +52,6 @@ class ProcessMemory:
 
 def measure_process(side: str, model: str, batch: int, active: int | None, options: dict, device: torch.device) -> dict:
     """The peak of this process above its level with the model loaded."""
-    from .inversions import build_model, make_step
-
     network = build_model(model, options, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,142 +1,20 @@
-"""What people would use instead: `eager`, a step as research code writes it, and `compiled`, the best that stock PyTorch gives.
-
-Both compute the published step (augmented forward on the active patches, cross-entropy and total variation, pixel gradient, Adam, clip) from the same
-start as ours; tests/bench/test_baselines.py shows that losses and pixels agree. They differ in how:
-
-| | eager | compiled |
-| --- | --- | --- |
-| weights | float32, requiring grad: backward computes their gradients | frozen, bfloat16 where products are faster in it |
-| patch embedding | convolution of the whole rolled and flipped image, then a gather of tokens | a gather of the active patches' pixels, one product |
-| attention | q k^T, softmax, v, each matrix kept in a list | scaled_dot_product_attention, nothing kept |
-| total variation, Adam, clip | autograd and torch.optim.Adam on whole images | one compiled function of whole images |
-| host | `.item()` at every step | nothing: on CUDA one captured graph, the augmentation read from a device table |
-"""
+"""`compiled`: the best step that stock PyTorch gives."""
 
 import copy
-import time
-from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from smi.images.patches import to_patches
-from smi.inversion import importance
-from smi.inversion.schedules import Schedule
 from smi.kernels.patch_embed.reference import moved_cells, source_pixels
 from smi.models.vit import describe
 
-from . import plain_operations
+from .fast_dtype import fast_dtype, seconds_of
+from .saved_bytes import saved_bytes
 from .step_inputs import Start, make_start, restored
 
-PROBE = 256  # side of the product that decides between float32 and bfloat16
-GAIN = 1.1  # by which bfloat16 must be faster to be taken
 EPS = 1e-8  # of Adam
 COMPILED, PLAIN = "torch.compile", "not compiled"
-
-
-class EagerStep:
-    """Research code, its waste included: weight gradients, every attention matrix, whole images, `.item()`."""
-
-    def __init__(self, model: nn.Module, start: Start, own: bool = True):
-        """own: work on a copy of the model; False converts the caller's."""
-        self.model = (copy.deepcopy(model) if own else model).to(start.images.device, start.images.dtype).eval().requires_grad_()
-        self.grid, self.patch_size = self.model.patch_embed.grid_size, self.model.patch_embed.patch_size[0]
-        self.images = start.images.clone().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.images], lr=start.lr, betas=start.betas)
-        self.index, self.labels, self.tv_weight = start.index, start.labels, start.tv_weight
-        self.low, self.high = start.low.view(-1, 1, 1), start.high.view(-1, 1, 1)
-        self.rows, self.t = start.table.tolist(), 0
-        self.dtype = str(start.images.dtype).removeprefix("torch.")
-        self.resolved = f"eager {self.dtype}"
-        self.attentions: list[Tensor] = []  # of the last step, one [B, H, T, T] a layer
-
-    def __call__(self) -> Tensor:
-        row = self.rows[self.t % len(self.rows)]
-        self.t += 1
-        return self.run(*row)
-
-    def run(self, dy: int, dx: int, flip: int) -> Tensor:
-        """One step under one augmentation; the loss."""
-        self.optimizer.zero_grad()
-        self.model.zero_grad()
-        loss = self.loss(dy, dx, flip)
-        loss.backward()
-        self.optimizer.step()
-        self.images.data = torch.clamp(self.images.data, self.low, self.high)
-        return torch.tensor(loss.item(), dtype=self.images.dtype)
-
-    def loss(self, dy: int, dx: int, flip: int) -> Tensor:
-        images = self.images.roll((dy, dx), (2, 3))
-        images = images.flip(3) if flip else images
-        augmentation = torch.tensor([dy, dx, flip], device=self.index.device)
-        logits, self.attentions = self.forward(images, moved_cells(self.index, self.grid, self.patch_size, augmentation))
-        return F.cross_entropy(logits, self.labels) + self.tv_weight * plain_operations.tv_norms(self.images).sum()
-
-    def forward(self, images: Tensor, cells: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Logits, and the attention matrix of every layer."""
-        model, attentions = self.model, []
-        x = model._pos_embed(model.patch_embed(images))  # all patches
-        prefix = torch.arange(model.num_prefix_tokens, device=cells.device).expand(len(cells), -1)
-        kept = torch.cat([prefix, model.num_prefix_tokens + cells], 1)
-        x = model.norm_pre(x.gather(1, kept[..., None].expand(-1, -1, x.shape[2])))
-        for block in model.blocks:
-            y, attention = attend(block.attn, block.norm1(x))
-            attentions.append(attention)
-            x = x + block.ls1(y)
-            x = x + block.ls2(block.mlp(block.norm2(x)))
-        return model.forward_head(model.norm(x)), attentions
-
-    def cls_row(self) -> Tensor:
-        """What the CLS token paid to each active patch in the last block of the last step, mean over heads: [B, n]."""
-        return self.attentions[-1].detach().mean(1)[:, 0, self.model.num_prefix_tokens :]
-
-    def kept_bytes(self) -> int:
-        from ..measuring.memory import saved_bytes
-
-        return saved_bytes(lambda: self.loss(*self.rows[0]), [self.images, *self.model.parameters()])
-
-
-def attend(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """timm's Attention written out: its output, and the matrix [B, H, T, T]."""
-    batch, tokens, _ = x.shape
-    q, k, v = attn.qkv(x).reshape(batch, tokens, 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    attention = (attn.q_norm(q) * attn.scale @ attn.k_norm(k).transpose(-2, -1)).softmax(-1)
-    return attn.proj((attention @ v).transpose(1, 2).reshape(batch, tokens, -1)), attention
-
-
-def eager_step(model: nn.Module, batch: int, active: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, own: bool = True) -> EagerStep:
-    """The interface of `ours.make_step`. own: work on a copy of the model."""
-    return EagerStep(model, make_start(model, batch, active, dtype=dtype, seed=seed), own)
-
-
-def eager_run(
-    model: nn.Module, schedule: Schedule, start: Start, table: Tensor, on_stage: Callable[[int], None] | None = None
-) -> list[tuple[Tensor, Tensor]]:
-    """A whole run over a schedule: (patches [B, n, C, p, p], index [B, n]) of every finished image, by stage.
-
-    Patches are ranked by the last block's attention in the iteration before an event, which is not augmented. table: int [iterations, 3].
-    on_stage: called with the active patches before every stage.
-    """
-    step = EagerStep(model, start)
-    emitted, rows, still = [], table.tolist(), schedule.still_iterations()
-    for stage in schedule.stages():
-        if on_stage is not None:
-            on_stage(stage.active)
-        for t in range(stage.start, stage.stop):
-            step.run(*([0, 0, 0] if t in still else rows[t]))
-        if stage.event is not None:
-            leaving, staying = importance.choose(step.cls_row(), stage.event.count, highest=stage.event.which == "highest")
-            if stage.event.fate == "emit":
-                emitted.append(finished(step, step.index.gather(1, leaving)))
-            step.index = step.index.gather(1, staying)
-    return [*emitted, finished(step, step.index)]
-
-
-def finished(step: EagerStep, index: Tensor) -> tuple[Tensor, Tensor]:
-    patches = to_patches(step.images.detach(), step.patch_size)
-    return patches[torch.arange(len(index), device=index.device)[:, None], index], index
 
 
 class CompiledStep:
@@ -204,8 +82,6 @@ class CompiledStep:
         return F.cross_entropy(logits.to(patches.dtype), self.start.labels)
 
     def kept_bytes(self) -> int:
-        from ..measuring.memory import saved_bytes
-
         patches, _, cells = self.gather(self.start.table[0])
         return saved_bytes(lambda: self._loss(patches.requires_grad_(), cells), self.model.parameters())
 
@@ -247,32 +123,3 @@ def compiled_step(
     candidates = [CompiledStep(model, start, dtype, variant) for variant in (COMPILED, PLAIN)]
     best = min(candidates, key=lambda step: seconds_of(step))
     return CompiledStep(model, start, dtype, best.variant)  # from the start again
-
-
-def seconds_of(run: Callable[[], object], calls: int = 2) -> float:
-    """The smallest of a few calls on the CPU, after one that compiles and warms up."""
-    run()
-    times = []
-    for _ in range(calls):
-        began = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - began)
-    return min(times)
-
-
-@cache
-def product_seconds(device: torch.device) -> dict[torch.dtype, float]:
-    """Seconds of one product of two matrices of side PROBE on the CPU in float32 and bfloat16, measured once."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(2, PROBE, PROBE).to(device, dtype).unbind()
-        seconds[dtype] = seconds_of(lambda a=a, b=b: a @ b, 3)
-    return seconds
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where products are faster in it, which on every GPU that this package names they are, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    seconds = product_seconds(device)
-    return torch.bfloat16 if seconds[torch.float32] > GAIN * seconds[torch.bfloat16] else torch.float32

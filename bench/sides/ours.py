@@ -13,6 +13,7 @@ from smi.inversion.step import Step
 from smi.kernels.image_step import image_step
 from smi.models.vit import ViT, describe
 
+from .saved_bytes import saved_bytes
 from .step_inputs import Start, make_start, restored
 
 ENGINE = "fused"  # the default of smi.invert, named so that it cannot turn into another unseen
@@ -70,8 +71,6 @@ class FusedStep:
 
     def kept_bytes(self) -> int:
         """What the engine counts of the blocks, and what autograd saves for the head and the loss. Takes a step."""
-        from ..measuring.memory import saved_bytes
-
         head = saved_bytes(self.run, [self.images, *self.weights])
         return head + self.step.kept_bytes
 
@@ -105,8 +104,6 @@ class ReferenceStep:
         return loss.detach()
 
     def kept_bytes(self) -> int:
-        from ..measuring.memory import saved_bytes
-
         return saved_bytes(lambda: self.loss(self.images.detach().requires_grad_()), self.vit.tensors())
 
 

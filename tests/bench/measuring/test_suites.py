@@ -9,7 +9,7 @@ import torch
 from bench import paper, run
 from bench.cases import suites
 from bench.measuring import inversions, memory, operations, record
-from bench.sides import ours
+from bench.sides import make, ours
 from smi.inversion.schedules import make_schedule
 
 CPU = torch.device("cpu")
@@ -58,9 +58,9 @@ def test_all_suites_write_rows_and_the_paper_reads_them(small, tmp_path, capsys,
     methods = [(m, o.get("division")) for m, o in suites.METHODS if o.get("division") != 7]
     whole = [suites.WholeCase(MODEL, m, v, 2, 8, (4, 8), ("ours", "eager")) for m, v in methods]
     steps = [suites.StepCase(MODEL, 2, n, ("ours", "eager", "compiled") if n == 5 else suites.TWO_SIDES) for n in (None, 5)]
-    compiled = inversions.baselines.compiled_step
-    plain = inversions.baselines.PLAIN  # it takes no compiler
-    monkeypatch.setattr(inversions.baselines, "compiled_step", lambda *args, **options: compiled(*args, **options | {"variant": plain}))
+    compiled = make.compiled.compiled_step
+    plain = make.compiled.PLAIN  # it takes no compiler
+    monkeypatch.setattr(make.compiled, "compiled_step", lambda *args, **options: compiled(*args, **options | {"variant": plain}))
     chosen = suites.Suites(steps, whole, [suites.MemoryCase(MODEL, 2, 5)], [suites.StepCase(MODEL, 1, 5, options=(("depth", 1),))], operations=False)
     path = tmp_path / "x.jsonl"
     about = record.environment(CPU)
@@ -138,8 +138,8 @@ def test_throughput_from_the_steps_of_all_stages():
 @pytest.mark.slow
 def test_the_peak_of_a_process_is_more_than_what_a_step_keeps():
     found = {side: memory.peak_of(side, MODEL, 4, 46, {"depth": 4}, CPU, 1) for side in ("eager", "ours")}
-    model = inversions.build_model(MODEL, {"depth": 4}, CPU)
+    model = make.build_model(MODEL, {"depth": 4}, CPU)
     for side, peak in found.items():
         assert peak["idle_bytes"] > 1e8
-        assert peak["peak_above_idle_bytes"] > 0.8 * inversions.make_step(side, model, 4, 46).kept_bytes()
+        assert peak["peak_above_idle_bytes"] > 0.8 * make.make_step(side, model, 4, 46).kept_bytes()
     assert json.dumps(found)

@@ -7,8 +7,8 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 
 import smi
-from bench.measuring import memory
-from bench.sides import compiled, ours
+from bench.sides import compiled, eager, fast_dtype, ours
+from bench.sides.saved_bytes import saved_bytes
 from bench.sides.step_inputs import make_start
 from smi.inversion import augmentation
 from smi.inversion.schedules import make_schedule
@@ -40,16 +40,16 @@ def test_steps_agree_in_float64(variant, active):
     model = small_vit(**VARIANTS[variant]).double()
     active = describe(model).num_patches if active is None else active
     mine = {side: ours.make_step(model, BATCH, active, engine="reference", dtype="float64", update="all") for side in ("eager", "compiled")}
-    check_steps(mine["eager"], compiled.eager_step(model, BATCH, active, dtype=torch.float64), 1e-6, 1e-8)
+    check_steps(mine["eager"], eager.eager_step(model, BATCH, active, dtype=torch.float64), 1e-6, 1e-8)
     check_steps(mine["compiled"], compiled.compiled_step(model, BATCH, active, dtype=torch.float64, variant=compiled.PLAIN), 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize("active", [16, 5])
 def test_steps_agree_in_float32(active):
     model = small_vit()
-    eager = compiled.eager_step(model, BATCH, active)
+    research = eager.eager_step(model, BATCH, active)
     plain = compiled.compiled_step(model, BATCH, active, dtype=torch.float32, variant=compiled.PLAIN)
-    check_steps(ours.make_step(model, BATCH, active, engine="reference", update="all"), eager, 1e-4, 2e-3)
+    check_steps(ours.make_step(model, BATCH, active, engine="reference", update="all"), research, 1e-4, 2e-3)
     check_steps(ours.make_step(model, BATCH, active, engine="reference", update="all"), plain, 1e-4, 2e-3)
 
 
@@ -57,7 +57,7 @@ def test_active_pixels_alone_move_the_same_at_first():
     """Our default leaves the other pixels alone; where patches are active the first update is the published one."""
     model = small_vit().double()
     mine = ours.make_step(model, BATCH, 5, engine="reference", dtype="float64")
-    theirs = compiled.eager_step(model, BATCH, 5, dtype=torch.float64)
+    theirs = eager.eager_step(model, BATCH, 5, dtype=torch.float64)
     before = mine.images.clone()
     mine(), theirs()
     moved = mine.images != before
@@ -83,13 +83,13 @@ def test_compiled_takes_the_faster_variant_and_starts_at_the_beginning(monkeypat
 def test_dtype_is_chosen_by_the_measured_product(monkeypatch):
     cpu = torch.device("cpu")
     for seconds, dtype in ((0.5, torch.bfloat16), (1.0, torch.float32), (2.0, torch.float32)):
-        monkeypatch.setattr(compiled, "product_seconds", lambda device, s=seconds: {torch.float32: 1.0, torch.bfloat16: s})
-        assert compiled.fast_dtype(cpu) == dtype
+        monkeypatch.setattr(fast_dtype, "product_seconds", lambda device, s=seconds: {torch.float32: 1.0, torch.bfloat16: s})
+        assert fast_dtype.fast_dtype(cpu) == dtype
 
 
 def test_eager_does_what_research_code_does():
     """Weight gradients, a matrix for every layer, and all pixels."""
-    step = compiled.eager_step(small_vit(), BATCH, 5)
+    step = eager.eager_step(small_vit(), BATCH, 5)
     step()
     assert all(parameter.grad is not None for parameter in step.model.parameters())
     assert [tuple(attention.shape) for attention in step.attentions] == [(BATCH, 3, 6, 6)] * 2
@@ -109,7 +109,7 @@ def test_whole_runs_finish_the_same_images(method, options):
     tv_weight = 0.0 if sparse else 1e-4
     start = replace(make_start(vit, BATCH, vit.num_patches, dtype=torch.float64), tv_weight=tv_weight)
     stages = []
-    finished = compiled.eager_run(model, schedule, start, table, stages.append)
+    finished = eager.eager_run(model, schedule, start, table, stages.append)
     assert stages == [stage.active for stage in schedule.stages()]
     images = smi.invert(
         model,
@@ -138,11 +138,11 @@ def test_kept_bytes_are_distinct_storages_without_the_weights():
         y = leaf @ weight  # keeps the weight
         return (y.exp() * y).sum()  # exp keeps its result, the product both: two tensors of 4 x 8
 
-    assert memory.saved_bytes(forward, [weight]) == 2 * 4 * 8 * 4
-    assert memory.saved_bytes(forward, []) == 2 * 4 * 8 * 4 + 8 * 8 * 4
+    assert saved_bytes(forward, [weight]) == 2 * 4 * 8 * 4
+    assert saved_bytes(forward, []) == 2 * 4 * 8 * 4 + 8 * 8 * 4
 
 
 def test_eager_keeps_more_than_the_frozen_model_with_sdpa():
-    kept = {active: compiled.eager_step(small_vit(), BATCH, active).kept_bytes() for active in (16, 5)}
+    kept = {active: eager.eager_step(small_vit(), BATCH, active).kept_bytes() for active in (16, 5)}
     assert kept[16] > kept[5]
     assert compiled.compiled_step(small_vit(), BATCH, 16, variant=compiled.PLAIN).kept_bytes() < kept[16] / 2

@@ -1,0 +1,39 @@
+"""Which dtype the GEMMs of a device are fast in, by measuring one."""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+PROBE = 256  # side of the product that decides between float32 and bfloat16
+GAIN = 1.1  # by which bfloat16 must be faster to be taken
+
+
+def seconds_of(run: Callable[[], object], calls: int = 2) -> float:
+    """The smallest of a few calls on the CPU, after one that compiles and warms up."""
+    run()
+    times = []
+    for _ in range(calls):
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+@cache
+def product_seconds(device: torch.device) -> dict[torch.dtype, float]:
+    """Seconds of one product of two matrices of side PROBE on the CPU in float32 and bfloat16, measured once."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.randn(2, PROBE, PROBE).to(device, dtype).unbind()
+        seconds[dtype] = seconds_of(lambda a=a, b=b: a @ b, 3)
+    return seconds
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where products are faster in it, which on every GPU that this package names they are, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16
+    seconds = product_seconds(device)
+    return torch.bfloat16 if seconds[torch.float32] > GAIN * seconds[torch.bfloat16] else torch.float32
