@@ -13,8 +13,10 @@ other code is disassembled.
 """
 
 import argparse
+import importlib.util
 import json
 import os
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -24,11 +26,13 @@ from zlib import crc32
 from smi.kernels import dispatch
 
 from ..files import write_text
+from ..measuring.record import BASELINE, ROOT
 from ..tables.terminal import print_table
 from . import cubin, nvcc
 
-COMMITTED = Path(__file__).parents[1] / "baseline" / "compile_gate.json"
+COMMITTED = BASELINE / "compile_gate.json"
 ARCHITECTURES = (80, 90, 100)
+CHEAP = ("layer_norm",)  # operations whose kernels compile in a minute
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_90a": 232448, "sm_100": 232448}  # bytes that one program may use
 COLUMNS = {
     "registers": "regs", "stack": "stack B", "spill_ops": "spills", "shared": "smem B", "instructions": "instr", "mma": "tensor core",
@@ -202,6 +206,18 @@ def update(measured: dict, committed: dict, only: list[str] | None, part: Part |
     kept = {name: v for name, v in committed["kernels"].items() if not compiled(name)}
     write_text(COMMITTED, as_text(committed["versions"] | measured["versions"], kept | measured["kernels"]))
     print(f"wrote {COMMITTED}")
+
+
+def check_compiled(full: bool) -> int:
+    """The compile gate in a process of its own, in which Triton compiles instead of interpreting; 1 if it fails."""
+    if importlib.util.find_spec("triton") is None:
+        print("compile gate: not run, triton is not installed")
+        return 0
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "bench.gates.compiled", "--check", *([] if full else ["--only", *CHEAP])]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    print(f"compile gate: {(done.stdout.strip() or done.stderr.strip()[-2000:])}")
+    return int(done.returncode != 0)
 
 
 def part_of(text: str) -> Part:

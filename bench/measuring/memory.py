@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from ..sides.make import build_model, make_step
+from .record import ROOT
 
-ROOT = Path(__file__).parents[2]
 STEPS = 2  # of the measured process
 
 

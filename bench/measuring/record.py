@@ -13,13 +13,14 @@ import torch
 from smi.environment import info_table
 from smi.kernels import verification
 
-RESULTS = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS, BASELINE = ROOT / "bench" / "results", ROOT / "bench" / "baseline"
 
 
 def git(*arguments: str) -> str | None:
     """Output of git in the repository; None where there is no git or no repository."""
     try:
-        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -84,3 +85,9 @@ def newest_run(rows: list[dict]) -> list[dict]:
     """The rows of the last run of the suites."""
     runs = [row["run"] for row in rows if "run" in row]
     return [row for row in rows if row.get("run") == max(runs)] if runs else []
+
+
+def origin() -> dict:
+    """Where a baseline comes from."""
+    about = environment(torch.device("cpu"))
+    return {name: about[name] for name in ("commit", "dirty", "device", "system", "python", "torch", "triton", "timm", "time")}

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from bench import check
-from bench.gates import ratios as gates
+from bench.gates import exact, judging, ratios
+from bench.measuring.record import BASELINE
 from smi.kernels.timing import Quantiles, quantiles
 
 MINE, OTHER = 0.1, 0.3  # seconds of the two sides
@@ -29,7 +30,7 @@ class Machine:
         self.now += cost * self.noise(self.random, side, self.now)
 
     def sample(self, rounds: int) -> list[float]:
-        return gates.speedups(lambda: self.work("mine"), lambda: self.work("other"), rounds, self.clock)
+        return judging.speedups(lambda: self.work("mine"), lambda: self.work("other"), rounds, self.clock)
 
 
 def jitter(r, side, now):
@@ -58,8 +59,8 @@ NOISES = [jitter, interruptions, drift, bursts, contention]
 
 
 def verdict(noise, seed: int, slow: float):
-    before = quantiles(Machine(1000 + seed, jitter).sample(gates.MORE_ROUNDS))
-    return gates.judge("step", Machine(seed, noise, slow).sample, before)
+    before = quantiles(Machine(1000 + seed, jitter).sample(judging.MORE_ROUNDS))
+    return judging.judge("step", Machine(seed, noise, slow).sample, before)
 
 
 @pytest.mark.parametrize("noise", NOISES, ids=lambda noise: noise.__name__)
@@ -73,20 +74,20 @@ def test_a_suspicion_is_measured_again():
 
     def sample(number):
         rounds.append(number)
-        return [2.0] * number if number == gates.ROUNDS else [3.0] * number  # slow once
+        return [2.0] * number if number == judging.ROUNDS else [3.0] * number  # slow once
 
-    assert not gates.judge("step", sample, Quantiles(2.9, 3.0, 3.1)).regressed
-    assert rounds == [gates.ROUNDS, gates.MORE_ROUNDS]
+    assert not judging.judge("step", sample, Quantiles(2.9, 3.0, 3.1)).regressed
+    assert rounds == [judging.ROUNDS, judging.MORE_ROUNDS]
 
 
 def test_a_regression_needs_the_threshold_and_disjoint_bands():
     before = Quantiles(2.9, 3.0, 3.1)
-    assert gates.regressed(Quantiles(2.3, 2.4, 2.5), before)
-    assert not gates.regressed(Quantiles(2.7, 2.75, 2.8), before)  # disjoint, but near
-    assert not gates.regressed(Quantiles(1.0, 2.0, 3.0), before)  # far, but the bands meet
-    assert not gates.regressed(Quantiles(4.0, 4.1, 4.2), before)
-    assert gates.slower(Quantiles(1.3, 1.4, 1.5), Quantiles(0.9, 1.0, 1.1))
-    assert not gates.slower(Quantiles(0.5, 0.6, 0.7), Quantiles(0.9, 1.0, 1.1))
+    assert judging.regressed(Quantiles(2.3, 2.4, 2.5), before)
+    assert not judging.regressed(Quantiles(2.7, 2.75, 2.8), before)  # disjoint, but near
+    assert not judging.regressed(Quantiles(1.0, 2.0, 3.0), before)  # far, but the bands meet
+    assert not judging.regressed(Quantiles(4.0, 4.1, 4.2), before)
+    assert judging.slower(Quantiles(1.3, 1.4, 1.5), Quantiles(0.9, 1.0, 1.1))
+    assert not judging.slower(Quantiles(0.5, 0.6, 0.7), Quantiles(0.9, 1.0, 1.1))
 
 
 @pytest.fixture
@@ -102,7 +103,7 @@ def test_a_planted_slowdown_takes_processor_time(one_thread):
     """On the real clock: the ratio falls to about 1/1.5."""
     a = torch.randn(256, 256)
     runs = (lambda: a @ a), (lambda: (a @ a, a @ a, a @ a))
-    honest, planted = (quantiles(gates.speedups(*runs, 7, slow=slow)).median for slow in (1.0, 1.5))
+    honest, planted = (quantiles(judging.speedups(*runs, 7, slow=slow)).median for slow in (1.0, 1.5))
     assert 1.2 < honest / planted < 1.9
 
 
@@ -116,40 +117,40 @@ def test_the_first_side_alternates_and_a_sample_is_the_smallest():
 
         return run
 
-    assert gates.speedups(side("a"), side("b"), 2, lambda: now[0]) == [1.0, 1.0]
-    assert order[-4 * gates.CALLS :] == ["a"] * gates.CALLS + ["b"] * 2 * gates.CALLS + ["a"] * gates.CALLS
+    assert judging.speedups(side("a"), side("b"), 2, lambda: now[0]) == [1.0, 1.0]
+    assert order[-4 * judging.CALLS :] == ["a"] * judging.CALLS + ["b"] * 2 * judging.CALLS + ["a"] * judging.CALLS
     costs = iter([5.0, 1.0, 7.0])
 
     def interrupted():
         now[0] += next(costs)
 
-    assert gates.seconds(interrupted, 3, 1, lambda: now[0]) == 1.0
+    assert judging.seconds(interrupted, 3, 1, lambda: now[0]) == 1.0
 
 
 def test_exact_flops_are_the_committed_ones():
-    committed = json.loads((check.BASELINE / "exact.json").read_text())
-    assert gates.exact_flops() == committed["flops"]
+    committed = json.loads((BASELINE / "exact.json").read_text())
+    assert exact.exact_flops() == committed["flops"]
 
 
 def test_differences_name_what_changed_came_and_went():
     now, before = {"flops": {"a": 1, "b": 2, "d": 4}}, {"flops": {"a": 1, "b": 3, "c": 5}}
-    assert check.differences(now, before) == [("flops: b", 3, 2), ("flops: c", 5, "-"), ("flops: d", "-", 4)]
-    assert check.differences(now, now) == []
+    assert exact.differences(now, before) == [("flops: b", 3, 2), ("flops: c", 5, "-"), ("flops: d", "-", 4)]
+    assert exact.differences(now, now) == []
     other = {"kept_bytes": {"eager": 1, "fused float32 (cpu)": 2}}, {"kept_bytes": {"eager": 1, "fused float32 (dispatched)": 3}}
-    assert check.differences(*other) == []  # this machine has no compiler, for example
-    assert check.differences({"kept_bytes": {"eager": 1, "fused x": 2}}, {"kept_bytes": {"eager": 1, "fused x": 3}})
+    assert exact.differences(*other) == []  # this machine has no compiler, for example
+    assert exact.differences({"kept_bytes": {"eager": 1, "fused x": 2}}, {"kept_bytes": {"eager": 1, "fused x": 3}})
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """Ratio cases of no model, on given ratios."""
-    ratios = {"now": 3.0}
-    monkeypatch.setattr(gates, "RATIO_CASES", gates.RATIO_CASES[1:2])
+    speedup = {"now": 3.0}
+    monkeypatch.setattr(ratios, "RATIO_CASES", ratios.RATIO_CASES[1:2])
     monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
     step = argparse.Namespace(resolved="x")
-    monkeypatch.setattr(gates, "sides_of", lambda case, others, *_: gates.Sides(dict.fromkeys(("ours", *others), step), "float32", None))
-    monkeypatch.setattr(gates, "speedups", lambda mine, other, rounds, slow: [ratios["now"] / slow] * rounds)
-    return ratios
+    monkeypatch.setattr(ratios, "sides_of", lambda case, others, *_: ratios.Sides(dict.fromkeys(("ours", *others), step), "float32", None))
+    monkeypatch.setattr(ratios, "speedups", lambda mine, other, rounds, slow: [speedup["now"] / slow] * rounds)
+    return speedup
 
 
 def test_ratios_from_update_to_alarm(quick, tmp_path, capsys):
@@ -173,7 +174,7 @@ def test_ratios_from_update_to_alarm(quick, tmp_path, capsys):
 
 def test_exact_gate_from_update_to_alarm(monkeypatch, tmp_path, capsys):
     kept = {"ours": 100}
-    monkeypatch.setattr(gates, "exact_kept_bytes", lambda: dict(kept))
+    monkeypatch.setattr(exact, "exact_kept_bytes", lambda: dict(kept))
     monkeypatch.setattr(check, "check_compiled", lambda full: 0)
     arguments = ["--exact", "--baseline", str(tmp_path)]
     assert check.main(arguments) == 1  # nothing committed
@@ -186,5 +187,5 @@ def test_exact_gate_from_update_to_alarm(monkeypatch, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_kept_bytes_are_the_committed_ones():
-    committed = json.loads((check.BASELINE / "exact.json").read_text())
-    assert check.differences({"kept_bytes": gates.exact_kept_bytes()}, committed) == []
+    committed = json.loads((BASELINE / "exact.json").read_text())
+    assert exact.differences({"kept_bytes": exact.exact_kept_bytes()}, committed) == []

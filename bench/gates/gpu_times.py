@@ -1,0 +1,31 @@
+"""Times of our steps on a GPU, held against the committed rows of the same device."""
+
+import torch
+
+from smi.kernels.timing import Quantiles
+
+from ..cases import suites
+from ..measuring import inversions, record
+from ..tables.terminal import print_table
+from .judging import slower
+
+GPU_CASES = 4  # the first ones of the suite
+GPU_SECONDS = 20.0  # each
+
+
+def check_gpu_times() -> int:
+    """Hold the times of our steps against the newest committed rows of this GPU; how many are slower."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    rows = record.read(record.results_file(torch.cuda.get_device_name(device)))
+    rates = inversions.product_rates(device)
+    lines, failed = [], 0
+    for case in suites.on_gpu().steps[:GPU_CASES]:
+        key = {"kind": "step", "case": case.name, "side": "ours", "dirty": False}
+        committed = [row for row in rows if "ms" in row and all(row.get(name) == value for name, value in key.items())]
+        (now,) = [row for row in inversions.measure_step(case, device, GPU_SECONDS, rates) if row["side"] == "ours" and "ms" in row]
+        worse = bool(committed) and slower(Quantiles(*now["ms"]), Quantiles(*committed[-1]["ms"]))
+        failed += worse
+        before = f"{committed[-1]['ms'][1]:.2f}" if committed else "-"
+        lines.append([case.name, before, f"{now['ms'][1]:.2f}", "REGRESSED" if worse else "ok" if committed else "new"])
+    print_table("our steps on this GPU, ms", ["step", "committed", "now", ""], lines)
+    return failed
