@@ -11,20 +11,22 @@ Rounds are sized by the time there is; cases that do not fit are named and left 
 import argparse
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from pathlib import Path
 
 import torch
 
-from .cases import operations as operation_cases
 from .cases import suites
-from .measuring import inversions, operations, record
-from .sides.fast_dtype import fast_dtype
-from .tables.terminal import print_table
+from .measuring import record
+from .measuring.budget import Budget
+from .measuring.ceilings import ceilings_by_dtype
+from .measuring.inversions import measure_step, measure_whole
+from .measuring.memory import measure_memory
+from .measuring.operations import measure_on_cpu
+from .tables.show import show
 
 SECONDS = {False: 840.0, True: 105.0}  # of 15 and of 2 minutes
 ORDER = ("memory", "steps", "whole", "scaling", "operations")
 LEAST_SECONDS = {"memory": 5.0, "steps": 2.0, "whole": 5.0, "scaling": 2.0, "operations": 5.0}  # below which a case is not begun
-OPERATIONS_BATCH = 4  # images, on the CPU
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     chosen = suites.quick_on_cpu() if options.quick else suites.on_cpu() if options.device.type == "cpu" else suites.on_gpu()
-    budget = operations.Budget(options.seconds or SECONDS[options.quick])
+    budget = Budget(options.seconds or SECONDS[options.quick])
     about = record.environment(options.device)
     path = None if options.no_write else record.results_file(about["device"])
     left_out = measure_suites(chosen, options.suite, options.device, budget, about, path, options.only)
@@ -51,112 +53,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure_suites(
-    chosen: suites.Suites, names: Iterable[str], device, budget: operations.Budget, about: dict, path, only: str | None = None
+    chosen: suites.Suites, names: Iterable[str], device: torch.device, budget: Budget, about: dict, path: Path | None, only: str | None = None
 ) -> list[str]:
     """Measure the named suites, each within its share of the time that is left; rows are written and shown as they come. Names of cases left out."""
-    rates = inversions.product_rates(device)
-    print(", ".join(f"{name}: product {rate.operations / 1e9:.0f} GFLOP/s" for name, rate in rates.items()))
-    about = about | {"product_gigaflops": {name: rate.operations / 1e9 for name, rate in rates.items()}}
-    about |= {"copy_gigabytes_per_second": rates["float32"].bytes / 1e9}
+    ceilings = ceilings_by_dtype(device)
+    print(", ".join(f"{name}: GEMM peak {ceiling.flops / 1e9:.0f} GFLOP/s" for name, ceiling in ceilings.items()))
+    about = about | {"product_gigaflops": {name: ceiling.flops / 1e9 for name, ceiling in ceilings.items()}}
+    about |= {"copy_gigabytes_per_second": ceilings["float32"].bytes / 1e9}
     measures: dict[str, Callable[[object, float], list[dict]]] = {
-        "memory": lambda case, seconds: inversions.measure_memory(case, device),
-        "steps": lambda case, seconds: inversions.measure_step(case, device, seconds, rates),
-        "scaling": lambda case, seconds: inversions.measure_step(case, device, seconds, rates),
-        "whole": lambda case, seconds: inversions.measure_whole(case, device, seconds, rates),
+        "memory": lambda case, seconds: measure_memory(case, device),
+        "steps": lambda case, seconds: measure_step(case, device, seconds, ceilings),
+        "scaling": lambda case, seconds: measure_step(case, device, seconds, ceilings),
+        "whole": lambda case, seconds: measure_whole(case, device, seconds, ceilings),
+        "operations": lambda case, seconds: measure_on_cpu(case, ceilings),
     }
     left_out = []
     for suite in (name for name in ORDER if name in set(names)):
-        end = operations.Budget(suites.Suites.shares[suite] * budget.left())
-        if suite == "operations":
-            left_out += measure_operations(device, end, about, path, only) if chosen.operations else []
-            continue
+        end = Budget(suites.Suites.shares[suite] * budget.left())
         cases = [case for case in getattr(chosen, suite) if only is None or only in case.name]
         for place, case in enumerate(cases):
             if end.left() < LEAST_SECONDS[suite]:
                 left_out += [f"{suite}: {name}" for name in suites.names(cases[place:])]
                 break
             rows = measures[suite](case, end.left() / max(2, len(cases) - place))
-            write(path, about | {"suite": suite}, rows)
-            SHOW[rows[0]["kind"]](case.name, rows)
+            record.append(path, [about | {"suite": suite} | row for row in rows])
+            show(rows)
     return left_out
 
-
-def measure_operations(device: torch.device, budget: operations.Budget, about: dict, path, only: str | None) -> list[str]:
-    """The operations on the CPU, in the dtype that is fast there, at a smaller batch than `bench.gpu` has on a GPU; names of cases left out."""
-    from .gpu import case_rows, show_case
-
-    if device.type != "cpu":
-        return []
-    operation_cases.BATCH = OPERATIONS_BATCH
-    found = [operation_cases.attention_case(tokens, OPERATIONS_BATCH) for tokens in (47, 197)]
-    found += [make(n) for n in (47, 197) for make in (operation_cases.cls_case, operation_cases.norm_case)]
-    found += [make(n) for n in (47, 197) for make in (operation_cases.gelu_case, operation_cases.residual_case)]
-    found += [make(n) for n in (46, 196) for make in (operation_cases.embed_case, operation_cases.step_case)] + [operation_cases.tv_case()]
-    left_out, dtype = [], fast_dtype(device)
-    ceiling = operations.ceilings(device, dtype=dtype, **inversions.CPU_CEILING)
-    for case in found:
-        name = f"{case.operation} {case.name}"
-        if (only is not None and only not in name) or budget.left() < LEAST_SECONDS["operations"]:
-            left_out += [f"operations: {name}"] if only is None else []
-            continue
-        if case.dtype == torch.bfloat16 and dtype == torch.float32:
-            case = replace(case, dtype=dtype, bytes=2 * case.bytes)
-        measured, refused = operations.measure(case, device, ceiling, rounds=10)
-        resolved = operations.versions(case.operation, device)[-1]
-        write(path, about | {"suite": "operations"}, case_rows(case, measured, refused, resolved))
-        show_case(case, measured, refused, resolved)
-    return left_out
-
-
-def write(path, about: dict, rows: list[dict]) -> None:
-    if path is not None:
-        record.append(path, [about | row for row in rows])
-
-
-def spread(values: list[float], digits: int = 2) -> str:
-    """Median with the 20 and 80 % quantiles."""
-    return f"{values[1]:.{digits}f} ({values[0]:.{digits}f}-{values[2]:.{digits}f})"
-
-
-def show_steps(name: str, rows: list[dict]) -> None:
-    cells = [
-        [row["side"], row["resolved"], spread(row["ms"], 1), f"{row['teraflops'] * 1e3:.0f}",
-         f"{row['share_of_products']:.0%}" if row["share_of_products"] else "",
-         *(spread(row[f"over_{other}"]) if f"over_{other}" in row else "" for other in ("eager", "compiled"))]
-        for row in rows if "ms" in row
-    ]  # fmt: skip
-    columns = ["side", "runs in", "ms 50 (20-80 %)", "GFLOP/s", "of products", "x eager", "x compiled"]
-    print_table(f"step: {name}, {rows[0]['rounds']} rounds", columns, cells)
-    show_refused(rows, "not_timed")
-
-
-def show_whole(name: str, rows: list[dict]) -> None:
-    cells = [
-        [row["side"], row["resolved"], spread(row["images_per_second"], 4), f"{row['iterations_per_second']:.2f}", f"{row['seconds'][1]:.1f}",
-         f"{row['share_of_products']:.0%}" if row["share_of_products"] else ""]
-        for row in rows
-    ]  # fmt: skip
-    how = f"extrapolated from {' and '.join(map(str, rows[0]['timed_iterations']))} iterations" if rows[0]["extrapolated"] else "in earnest"
-    title = f"whole run: {name}, {rows[0]['images']} images, {rows[0]['iterations']} iterations, {how}"
-    print_table(title, ["side", "runs in", "images/s", "it/s", "seconds", "of products"], cells)
-
-
-def show_memory(name: str, rows: list[dict]) -> None:
-    cells = [
-        [row["side"], row["resolved"], *(f"{row[key] / 2**20:.0f}" for key in ("kept_bytes", "peak_above_idle_bytes", "idle_bytes"))]
-        for row in rows if "kept_bytes" in row
-    ]  # fmt: skip
-    print_table(f"memory: {name}, MiB", ["side", "runs in", "kept for backward", "peak above idle", "idle"], cells)
-    show_refused(rows, "not_measured")
-
-
-def show_refused(rows: list[dict], key: str) -> None:
-    for row in rows:
-        if key in row:
-            print(f"  {row['side']}: {key.replace('_', ' ')}, {row[key]}")
-
-
-SHOW = {"step": show_steps, "whole": show_whole, "memory": show_memory}
 
 if __name__ == "__main__":
     sys.exit(main())

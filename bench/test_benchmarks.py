@@ -6,16 +6,18 @@ Every benchmark is one side of one case; `python -m bench.run` measures the side
 import pytest
 import torch
 
-from bench.cases import operations, suites
-from bench.measuring import inversions
-from bench.measuring import operations as runner
+from bench.cases import suites
+from bench.cases.operations import CPU_BATCH, GPU_BATCH, cls_case, gelu_case, norm_case, residual_case
+from bench.measuring.budget import wall_seconds
+from bench.measuring.inversions import run_whole
+from bench.measuring.operations import steps, versions
 from bench.sides.make import build_model, make_step
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import describe
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CHOSEN = suites.quick_on_cpu() if DEVICE.type == "cpu" else suites.on_gpu()
-OPERATIONS_BATCH = 4 if DEVICE.type == "cpu" else operations.BATCH
+OPERATIONS_BATCH = CPU_BATCH if DEVICE.type == "cpu" else GPU_BATCH
 ROUNDS = 5
 
 
@@ -27,7 +29,7 @@ def test_step(benchmark, case, side):
     torch._dynamo.reset()
     step = make_step(side, build_model(case.model, dict(case.options), DEVICE), case.batch, case.active)
     benchmark.extra_info["resolved"] = step.resolved
-    benchmark.pedantic(lambda: inversions.synchronised(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(lambda: wall_seconds(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
 
 
 @pytest.mark.parametrize("side", suites.TWO_SIDES)
@@ -37,19 +39,16 @@ def test_whole_run(benchmark, method, options, side):
     model = build_model(suites.TINY, {}, DEVICE)
     case = suites.WholeCase(suites.TINY, method, options.get("division"), 2, 2, (14,))
     benchmark.extra_info["images"] = 2 * make_schedule(method, describe(model).num_patches, 14, **options).images_per_trajectory
-    benchmark.pedantic(lambda: inversions.run_whole(case, side, model, 14), rounds=1, warmup_rounds=0)
+    benchmark.pedantic(lambda: run_whole(case, side, model, 14), rounds=1, warmup_rounds=0)
 
 
-@pytest.mark.parametrize(
-    "make", [operations.norm_case, operations.gelu_case, operations.residual_case, operations.cls_case], ids=lambda make: make.__name__
-)
+@pytest.mark.parametrize("make", [norm_case, gelu_case, residual_case, cls_case], ids=lambda make: make.__name__)
 @pytest.mark.parametrize("tokens", [47, 197])
-def test_operation(benchmark, make, tokens, monkeypatch):
+def test_operation(benchmark, make, tokens):
     """Forward and backward of our version."""
-    monkeypatch.setattr(operations, "BATCH", OPERATIONS_BATCH)
-    case = make(tokens)
+    case = make(tokens, OPERATIONS_BATCH)
     example = case.build(DEVICE, torch.float32)
-    version = runner.versions(case.operation, DEVICE)[-1]
-    step = runner.steps(case, example, DEVICE, compiled=False)[version]
+    version = versions(case.operation, DEVICE)[-1]
+    step = steps(case, example, DEVICE, compiled=False)[version]
     benchmark.extra_info["version"] = version
-    benchmark.pedantic(lambda: inversions.synchronised(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)
+    benchmark.pedantic(lambda: wall_seconds(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)

@@ -1,9 +1,11 @@
 """What the suites measure: data. Cases come in the order of their importance, since a run that is short of time leaves out the last ones."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from smi.inversion import schedules
+
+from . import operations
 
 TINY, SMALL, BASE = "deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"
 PATCHES = 196  # of these models at 224 pixels
@@ -112,7 +114,7 @@ def whole_on_cpu() -> list[WholeCase]:
 
 
 def whole_on_gpu() -> list[WholeCase]:
-    """126 images: PRI v=7 in earnest, 18 trajectories at once; the others from 50 timed iterations or as many as their events need."""
+    """126 images: PRI v=7 measured in full, 18 trajectories at once; the others from 50 timed iterations or as many as their events need."""
     lengths = {"dense": (10, 60), "smi": (80, 160)}
     found = [WholeCase(BASE, "pri", 7, 18, 126, (ITERATIONS,), ("ours",)), WholeCase(BASE, "dense", None, 126, 126, lengths["dense"])]
     found += [WholeCase(BASE, "smi", None, 126, 126, lengths["smi"])]
@@ -127,7 +129,7 @@ class Suites:
     whole: list[WholeCase]
     memory: list[MemoryCase]
     scaling: list[StepCase]
-    operations: bool = True
+    operations: Sequence[operations.Case]
     shares = {"memory": 0.1, "steps": 0.5, "whole": 0.6, "scaling": 0.6, "operations": 1.0}  # of what is left, in this order
 
 
@@ -137,19 +139,19 @@ GPU_BATCHES = {TINY: 128, SMALL: 128, BASE: 128}
 
 def on_cpu() -> Suites:
     memory = [MemoryCase(BASE, 8), MemoryCase(BASE, 8, final_smi()), MemoryCase(TINY, 8), MemoryCase(TINY, 8, final_smi())]
-    return Suites(steps(CPU_BATCHES), whole_on_cpu(), memory, scaling(8))
+    return Suites(steps(CPU_BATCHES), whole_on_cpu(), memory, scaling(8), operations.cases(operations.CPU_BATCH))
 
 
 def quick_on_cpu() -> Suites:
     n = final_smi()
     some = [StepCase(TINY, 8, n, ALL_SIDES), StepCase(BASE, 4, n), StepCase(TINY, 8), StepCase(BASE, 4)]
     whole = [case for case in whole_on_cpu() if case.model == TINY and (case.method == "dense" or case.division == 7)]
-    return Suites(some, whole, [MemoryCase(TINY, 8)], [], operations=False)
+    return Suites(some, whole, [MemoryCase(TINY, 8)], [], [])
 
 
 def on_gpu() -> Suites:
     memory = [MemoryCase(BASE, 128), MemoryCase(BASE, 128, final_smi()), MemoryCase(TINY, 128, final_smi())]
-    return Suites(steps(GPU_BATCHES), whole_on_gpu(), memory, scaling(128))
+    return Suites(steps(GPU_BATCHES), whole_on_gpu(), memory, scaling(128), [])  # bench.gpu measures the operations
 
 
 def names(cases: Iterable) -> list[str]:

@@ -5,7 +5,9 @@ import torch
 from smi.kernels.timing import Quantiles
 
 from ..cases import suites
-from ..measuring import inversions, record
+from ..measuring import record
+from ..measuring.ceilings import ceilings_by_dtype
+from ..measuring.inversions import measure_step
 from ..tables.terminal import print_table
 from .judging import slower
 
@@ -17,12 +19,12 @@ def check_gpu_times() -> int:
     """Hold the times of our steps against the newest committed rows of this GPU; how many are slower."""
     device = torch.device("cuda", torch.cuda.current_device())
     rows = record.read(record.results_file(torch.cuda.get_device_name(device)))
-    rates = inversions.product_rates(device)
+    ceilings = ceilings_by_dtype(device)
     lines, failed = [], 0
     for case in suites.on_gpu().steps[:GPU_CASES]:
         key = {"kind": "step", "case": case.name, "side": "ours", "dirty": False}
         committed = [row for row in rows if "ms" in row and all(row.get(name) == value for name, value in key.items())]
-        (now,) = [row for row in inversions.measure_step(case, device, GPU_SECONDS, rates) if row["side"] == "ours" and "ms" in row]
+        (now,) = [row for row in measure_step(case, device, GPU_SECONDS, ceilings) if row["side"] == "ours" and "ms" in row]
         worse = bool(committed) and slower(Quantiles(*now["ms"]), Quantiles(*committed[-1]["ms"]))
         failed += worse
         before = f"{committed[-1]['ms'][1]:.2f}" if committed else "-"

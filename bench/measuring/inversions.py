@@ -1,6 +1,5 @@
-"""Measures steps, whole runs and memory of our side and the baselines, in turn, within a time; gives rows for the result files."""
+"""Measures steps and whole runs of our side and the baselines, in turn, within a time; gives rows for the result files."""
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -12,41 +11,16 @@ from smi.inversion.schedules import make_schedule
 from smi.kernels import timing
 from smi.models.vit import ViT, describe
 
-from ..cases.suites import ITERATIONS, MemoryCase, StepCase, WholeCase
-from ..sides import compiled, eager, fast_dtype, ours
+from ..cases.suites import ITERATIONS, StepCase, WholeCase
+from ..sides import eager, ours
 from ..sides.make import build_model, make_step
 from ..sides.step_inputs import make_start
-from . import memory, operations
+from .budget import rounds_for, rounds_within, wall_seconds
+from .ceilings import Ceilings
+from .memory import peak_memory
 
-LEAST, MOST = 3, 20  # rounds
 LONG = 0.05  # seconds of a round
 LOSS_AGREES = 0.02  # of eager's first loss: bfloat16's rounding, and no more
-CPU_CEILING = {"elements": 1 << 26, "size": 1536}
-
-
-def product_rates(device: torch.device) -> dict[str, operations.Ceilings]:
-    """Ceilings of this device for float32 and bfloat16, by name of the dtype."""
-    if device.type == "cuda":
-        return {name: operations.ceilings(device, dtype=ours.DTYPES[name]) for name in ("float32", "bfloat16")}
-    rates = {"float32": operations.ceilings(device, dtype=torch.float32, **CPU_CEILING)}
-    if fast_dtype.fast_dtype(device) == torch.bfloat16:
-        return rates | {"bfloat16": operations.ceilings(device, dtype=torch.bfloat16, **CPU_CEILING)}
-    emulated = 2 * fast_dtype.PROBE**3 / fast_dtype.product_seconds(device)[torch.bfloat16]  # a larger product would take seconds
-    return rates | {"bfloat16": rates["float32"]._replace(operations=emulated)}
-
-
-def synchronised(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, its work on the device included."""
-    began = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
-def rounds_for(seconds: float, one_round: float) -> int:
-    """As many rounds as fit into the time, within LEAST and MOST."""
-    return max(LEAST, min(MOST, int(seconds / max(one_round, 1e-9))))
 
 
 def ready_sides(case: StepCase, model: nn.Module) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
@@ -68,13 +42,13 @@ def ready_sides(case: StepCase, model: nn.Module) -> tuple[dict[str, Callable[[]
     return steps, refused
 
 
-def measure_step(case: StepCase, device: torch.device, seconds: float, rates: dict[str, operations.Ceilings]) -> list[dict]:
+def measure_step(case: StepCase, device: torch.device, seconds: float, ceilings: dict[str, Ceilings]) -> list[dict]:
     """Rows of all sides of a step, rounds of the sides in turn."""
     model = build_model(case.model, dict(case.options), device)
     steps, refused = ready_sides(case, model)
-    one_round = sum(synchronised(step, device) for step in steps.values())
+    one_round = sum(wall_seconds(step, device) for step in steps.values())
     rounds = rounds_for(seconds, one_round)
-    peaks = {side: operations.peak_memory(step, device) for side, step in steps.items()} if device.type == "cuda" else {}
+    peaks = {side: peak_memory(step, device) for side, step in steps.items()} if device.type == "cuda" else {}
     once = (lambda: None) if device.type == "cpu" and one_round > LONG else None  # long steps need no repetitions, nor a call to find out how many
     samples = timing.alternate(steps, device, rounds, before=once)
     vit = describe(model)
@@ -82,14 +56,14 @@ def measure_step(case: StepCase, device: torch.device, seconds: float, rates: di
     flops = case.batch * cost.step_flops(vit, active, cls_only=True)
     about = {"kind": "step", "case": case.name, "model": case.model, "options": dict(case.options), "batch": case.batch, "active": active}
     about |= {"tokens": active + vit.num_prefix, "image_size": list(vit.image_size), "depth": len(vit.blocks), "flops": flops, "rounds": rounds}
-    rows = [about | step_row(side, steps[side], samples, flops, rates) | {"peak_bytes": peaks.get(side)} for side in steps]
+    rows = [about | step_row(side, steps[side], samples, flops, ceilings) | {"peak_bytes": peaks.get(side)} for side in steps]
     return rows + [about | {"side": side, "not_timed": reason} for side, reason in refused.items()]
 
 
-def step_row(side: str, step, samples: dict[str, list[float]], flops: int, rates: dict[str, operations.Ceilings]) -> dict:
+def step_row(side: str, step, samples: dict[str, list[float]], flops: int, ceilings: dict[str, Ceilings]) -> dict:
     """What is said of one side: quantiles, rates, and by how much it is faster than the others round by round."""
     quantiles = timing.quantiles(samples[side])
-    rate = rates[step.dtype].operations if step.dtype in rates else None
+    peak = ceilings[step.dtype].flops if step.dtype in ceilings else None
     faster = {f"over_{other}": over(samples, side, other) for other in samples if other != side}
     return {
         "side": side,
@@ -97,7 +71,7 @@ def step_row(side: str, step, samples: dict[str, list[float]], flops: int, rates
         "dtype": step.dtype,
         "ms": [q * 1e3 for q in quantiles],
         "teraflops": flops / quantiles.median / 1e12,
-        "share_of_products": flops / rate / quantiles.median if rate else None,
+        "share_of_products": flops / peak / quantiles.median if peak else None,
         **faster,
     }
 
@@ -127,34 +101,31 @@ def extrapolate(seconds: dict[int, float], iterations: int) -> float:
     return b + max(0.0, b - a) / (long - short) * (iterations - long)
 
 
-def measure_whole(case: WholeCase, device: torch.device, seconds: float, rates: dict[str, operations.Ceilings]) -> list[dict]:
+def measure_whole(case: WholeCase, device: torch.device, seconds: float, ceilings: dict[str, Ceilings]) -> list[dict]:
     """Rows of a whole run, the sides and lengths in turn."""
     model = build_model(case.model, {}, device)
     runs = {
         (side, length): lambda side=side, length=length: run_whole(case, side, model, length) for side in case.sides for length in case.lengths
     }  # fmt: skip
-    earnest = case.lengths == (ITERATIONS,)
+    in_full = case.lengths == (ITERATIONS,)
     for side in case.sides:  # warms up
-        run_whole(case, side, model, case.lengths[0] if not earnest else 4 * (case.division or 1))
+        run_whole(case, side, model, 4 * (case.division or 1) if in_full else case.lengths[0])
     samples: dict[tuple, list[float]] = {key: [] for key in runs}
-    began = time.perf_counter()
-    for i in range(MOST):
-        for key in list(runs)[:: -1 if i % 2 else 1]:
-            samples[key].append(synchronised(runs[key], device))
-        if earnest or (time.perf_counter() - began) * (i + 2) / (i + 1) > seconds:
-            break
+    for number in rounds_within(0 if in_full else seconds):
+        for key in list(runs)[:: -1 if number % 2 else 1]:
+            samples[key].append(wall_seconds(runs[key], device))
     vit = describe(model)
     dtypes, names = {"ours": ours.run_dtype(vit.device), "eager": "float32"}, {"ours": f"smi.invert, {ours.ENGINE}", "eager": "eager"}
     found = []
     for side in case.sides:
         mine = {length: samples[side, length] for length in case.lengths}
-        rate = rates[dtypes[side]].operations if dtypes[side] in rates else None
-        found.append(whole_row(case, side, mine, vit, rate) | {"dtype": dtypes[side], "resolved": f"{names[side]} {dtypes[side]}"})
+        peak = ceilings[dtypes[side]].flops if dtypes[side] in ceilings else None
+        found.append(whole_row(case, side, mine, vit, peak) | {"dtype": dtypes[side], "resolved": f"{names[side]} {dtypes[side]}"})
     return found
 
 
-def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], vit: ViT, rate: float | None) -> dict:
-    """Finished images per second of a run of ITERATIONS, each round extrapolated by itself. rate: FLOP/s that products reach."""
+def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], vit: ViT, peak: float | None) -> dict:
+    """Finished images per second of a run of ITERATIONS, each round extrapolated by itself. peak: FLOP/s that GEMMs reach."""
     schedule = make_schedule(case.method, vit.num_patches, ITERATIONS, **case.options)
     flops = cost.image_flops(vit, schedule, cls_only=True)
     batches = -(-case.images // (schedule.images_per_trajectory * case.batch))
@@ -176,20 +147,6 @@ def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], vit: 
         "seconds": list(timing.quantiles(whole)),
         "images_per_second": [slow, median, fast],
         "flops_per_image": flops,
-        "share_of_products": flops * median / rate if rate else None,
+        "share_of_products": flops * median / peak if peak else None,
         "iterations_per_second": ITERATIONS * batches / timing.quantiles(whole).median,
     }
-
-
-def measure_memory(case: MemoryCase, device: torch.device) -> list[dict]:
-    """What each side keeps for backward, and the peak of a process of its own above its level with the model loaded."""
-    rows = []
-    model = build_model(case.model, {}, device)
-    for side in case.sides:
-        about = {"kind": "memory", "case": case.name, "model": case.model, "batch": case.batch, "active": case.active, "side": side}
-        try:
-            kept = make_step(side, model, case.batch, case.active, variant=compiled.PLAIN).kept_bytes()
-            rows.append(about | {"kept_bytes": kept} | memory.peak_of(side, case.model, case.batch, case.active, {}, device, torch.get_num_threads()))
-        except RuntimeError as error:
-            rows.append(about | {"not_measured": str(error).splitlines()[0][:200]})
-    return rows

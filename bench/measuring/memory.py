@@ -11,14 +11,31 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from ..cases.suites import MemoryCase
+from ..sides import compiled
 from ..sides.make import build_model, make_step
 from .record import ROOT
 
 STEPS = 2  # of the measured process
+
+
+def measure_memory(case: MemoryCase, device: torch.device) -> list[dict]:
+    """What each side keeps for backward, and the peak of a process of its own above its level with the model loaded."""
+    rows = []
+    model = build_model(case.model, {}, device)
+    for side in case.sides:
+        about = {"kind": "memory", "case": case.name, "model": case.model, "batch": case.batch, "active": case.active, "side": side}
+        try:
+            kept = make_step(side, model, case.batch, case.active, variant=compiled.PLAIN).kept_bytes()
+            rows.append(about | {"kept_bytes": kept} | peak_of(side, case.model, case.batch, case.active, {}, device, torch.get_num_threads()))
+        except RuntimeError as error:
+            rows.append(about | {"not_measured": str(error).splitlines()[0][:200]})
+    return rows
 
 
 def peak_of(side: str, model: str, batch: int, active: int | None, options: dict, device: torch.device, threads: int | None = None) -> dict:
@@ -29,6 +46,19 @@ def peak_of(side: str, model: str, batch: int, active: int | None, options: dict
     if done.returncode:
         raise RuntimeError(f"the process of {side} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_memory(run: Callable[[], object], device: torch.device) -> int:
+    """Bytes that one call needs beyond what is allocated before; 0 on the CPU."""
+    if device.type != "cuda":
+        run()
+        return 0
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 class ProcessMemory:

@@ -1,6 +1,5 @@
-"""The one runner of benchmark cases: correct first, then alternating rounds of all sides, warm and cold, against measured ceilings."""
+"""Measures cases of operations: correct first, then alternating rounds of all sides, warm and cold, held against the roofline."""
 
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -8,21 +7,18 @@ from typing import NamedTuple
 import torch
 
 from smi.kernels import comparison, dispatch, timing
+from smi.kernels.verification import short
 
 from ..cases.operations import Case
+from ..sides.fast_dtype import fast_dtype
+from .ceilings import Ceilings
+from .memory import peak_memory
 
-ROUNDS = 20
-
-
-class Ceilings(NamedTuple):
-    """What this device does at best in plain code: bytes per second of a large copy, operations per second of a large product."""
-
-    bytes: float
-    operations: float
+ROUNDS, CPU_ROUNDS = 20, 10
 
 
 class Measurement(NamedTuple):
-    """One side of one case. Times are 20, 50 and 80 % quantiles in seconds of forward and backward; share is of the floor that the ceilings give."""
+    """One side of one case, forward and backward: 20, 50 and 80 % quantiles in seconds. share: roofline time over the median time."""
 
     side: str
     warm: timing.Quantiles
@@ -31,19 +27,6 @@ class Measurement(NamedTuple):
     gigabytes_per_second: float
     teraflops: float
     share: float
-
-
-def ceilings(device: torch.device, elements: int = 1 << 30, size: int = 8192, dtype: torch.dtype = torch.bfloat16) -> Ceilings:
-    """Measured by copying `elements` and multiplying two matrices of side `size`."""
-    source = torch.ones(elements, dtype=dtype, device=device)
-    target = torch.empty_like(source)
-    a, b = torch.randn(2, size, size, dtype=dtype, device=device).unbind()
-    out = torch.empty_like(a)
-    runs = {"copy": lambda: target.copy_(source), "product": lambda: torch.mm(a, b, out=out)}
-    for run in runs.values():
-        run()
-    median = {name: timing.quantiles(samples).median for name, samples in timing.alternate(runs, device).items()}
-    return Ceilings(2 * elements * dtype.itemsize / median["copy"], 2 * size**3 / median["product"])
 
 
 def cache_flusher(device: torch.device) -> Callable[[], object] | None:
@@ -98,21 +81,8 @@ def check(case: Case, example: comparison.Example, version: str) -> str | None:
     return "; ".join(failed) or None
 
 
-def peak_memory(run: Callable[[], object], device: torch.device) -> int:
-    """Bytes that one call needs beyond what is allocated before; 0 on the CPU."""
-    if device.type != "cuda":
-        run()
-        return 0
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    run()
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
-
-
 def measure(
-    case: Case, device: torch.device, ceiling: Ceilings, rounds: int = ROUNDS, compiled: bool = False
+    case: Case, device: torch.device, ceilings: Ceilings, rounds: int = ROUNDS, compiled: bool = False
 ) -> tuple[list[Measurement], dict[str, str]]:
     """All sides of a case: measurements of those that run and are correct, and by name why the others were not timed."""
     torch.manual_seed(0)
@@ -131,26 +101,46 @@ def measure(
     flush = cache_flusher(device)
     warm = timing.alternate(ready, device, rounds)
     cold = timing.alternate(ready, device, rounds, before=flush) if flush else {}
-    return [summary(case, name, warm[name], cold.get(name), peaks[name], ceiling) for name in ready], refused
+    return [summary(case, name, warm[name], cold.get(name), peaks[name], ceilings) for name in ready], refused
 
 
-def floor(case: Case, ceiling: Ceilings) -> float:
-    """Seconds that the case takes at least: its bytes or its operations at the measured ceilings, whichever takes longer."""
-    return max(case.bytes / ceiling.bytes, case.operations / ceiling.operations)
+def roofline_seconds(case: Case, ceilings: Ceilings) -> float:
+    """What the case takes at least: its bytes or its FLOPs at the measured ceilings, whichever takes longer."""
+    return max(case.bytes / ceilings.bytes, case.flops / ceilings.flops)
 
 
-def summary(case: Case, side: str, warm: list[float], cold: list[float] | None, peak: int, ceiling: Ceilings) -> Measurement:
+def summary(case: Case, side: str, warm: list[float], cold: list[float] | None, peak: int, ceilings: Ceilings) -> Measurement:
     """Quantiles and rates; rates and share are those of the cold median where there is one, since in a model the operands come from elsewhere."""
     quantiles, chilled = timing.quantiles(warm), timing.quantiles(cold) if cold else None
     median = (chilled or quantiles).median
-    return Measurement(side, quantiles, chilled, peak, case.bytes / median / 1e9, case.operations / median / 1e12, floor(case, ceiling) / median)
+    share = roofline_seconds(case, ceilings) / median
+    return Measurement(side, quantiles, chilled, peak, case.bytes / median / 1e9, case.flops / median / 1e12, share)
 
 
-class Budget:
-    """Seconds that are left of a run that must end."""
+def measure_on_cpu(case: Case, ceilings: dict[str, Ceilings]) -> list[dict]:
+    """Rows of a case on the CPU; where bfloat16 is asked for, in the dtype that is fast there. ceilings: by dtype."""
+    device = torch.device("cpu")
+    if case.dtype == torch.bfloat16:
+        case = case.in_dtype(fast_dtype(device))
+    measured, refused = measure(case, device, ceilings[short(case.dtype)], CPU_ROUNDS)
+    able = [version for version in versions(case.operation, device) if version not in refused]
+    return case_rows(case, measured, refused, able[-1] if able else "none")
 
-    def __init__(self, seconds: float) -> None:
-        self.end = time.monotonic() + seconds
 
-    def left(self) -> float:
-        return self.end - time.monotonic()
+def case_rows(case: Case, measured: list[Measurement], refused: dict[str, str], resolved: str) -> list[dict]:
+    """Result rows of one case. resolved: the version that `auto` takes."""
+    about = {"kind": "case", "operation": case.operation, "case": case.shape, "dtype": short(case.dtype), "resolved": resolved}
+    timed = [
+        about
+        | {
+            "side": m.side,
+            "warm_us": [q * 1e6 for q in m.warm],
+            "cold_us": [q * 1e6 for q in m.cold] if m.cold else None,
+            "gigabytes_per_second": m.gigabytes_per_second,
+            "teraflops": m.teraflops,
+            "share_of_floor": m.share,
+            "peak_bytes": m.peak_bytes,
+        }
+        for m in measured
+    ]
+    return timed + [about | {"side": side, "not_timed": reason} for side, reason in refused.items()]

@@ -47,12 +47,18 @@ def cuda_environment(device: torch.device) -> dict:
 
 def environment(device: torch.device) -> dict:
     """What every row of the suites says about where and when it was measured; `run` is the same for all rows of a run."""
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    when = {"time": now()}
+    when |= {"run": when["time"]}
     if device.type == "cuda":
-        return cuda_environment(device) | {"device_class": device_class(device), "time": now, "run": now}
+        return cuda_environment(device) | {"device_class": device_class(device)} | when
     info = info_table()
     about = {"device": info["devices"][0]["name"], "device_class": device_class(device), "threads": torch.get_num_threads()}
-    return commit() | about | info["versions"] | {"system": f"{platform.system()} {platform.machine()}", "time": now, "run": now}
+    return commit() | about | info["versions"] | {"system": f"{platform.system()} {platform.machine()}"} | when
+
+
+def now() -> str:
+    """Coordinated universal time, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def device_class(device: torch.device, threads: int | None = None) -> str:
@@ -64,13 +70,15 @@ def device_class(device: torch.device, threads: int | None = None) -> str:
     return f"cpu-{widths}{native}-{torch.get_num_threads() if threads is None else threads}threads"
 
 
-def results_file(device_name: str, folder: Path = RESULTS) -> Path:
+def results_file(device_name: str) -> Path:
     """For example bench/results/nvidia-h200.jsonl."""
-    return folder / (re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".jsonl")
+    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".jsonl")
 
 
-def append(path: Path, rows: Iterable[dict]) -> None:
-    """Add rows to a results file; nothing in it is ever rewritten."""
+def append(path: Path | None, rows: Iterable[dict]) -> None:
+    """Add rows to a results file; nothing in it is ever rewritten. Without a path nothing is written."""
+    if path is None:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)

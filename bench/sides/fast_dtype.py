@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-PROBE = 256  # side of the product that decides between float32 and bfloat16
+PROBE = 256  # rows of the square matrices whose GEMM decides between float32 and bfloat16
 GAIN = 1.1  # by which bfloat16 must be faster to be taken
 
 
@@ -22,8 +22,8 @@ def seconds_of(run: Callable[[], object], calls: int = 2) -> float:
 
 
 @cache
-def product_seconds(device: torch.device) -> dict[torch.dtype, float]:
-    """Seconds of one product of two matrices of side PROBE on the CPU in float32 and bfloat16, measured once."""
+def gemm_seconds(device: torch.device) -> dict[torch.dtype, float]:
+    """Seconds of one GEMM of two square matrices of PROBE rows on the CPU in float32 and bfloat16, measured once."""
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.randn(2, PROBE, PROBE).to(device, dtype).unbind()
@@ -32,8 +32,8 @@ def product_seconds(device: torch.device) -> dict[torch.dtype, float]:
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where products are faster in it, which on every GPU that this package names they are, else float32."""
+    """bfloat16 where GEMMs are faster in it, as on every GPU that this package names, else float32."""
     if device.type == "cuda":
         return torch.bfloat16
-    seconds = product_seconds(device)
+    seconds = gemm_seconds(device)
     return torch.bfloat16 if seconds[torch.float32] > GAIN * seconds[torch.bfloat16] else torch.float32

@@ -14,29 +14,24 @@ from bench import files, gpu
 from bench.cases import operations
 from bench.gates import compiled, cubin, nvcc
 from bench.measuring import operations as runner
+from bench.measuring import record
+from bench.measuring.ceilings import Ceilings, measure_ceilings
 from bench.sides import plain_operations
 from bench.tables import terminal, verified
 from smi.kernels import comparison, dispatch, timing
 from smi.kernels.verification import VERIFIED
 
 CPU = torch.device("cpu")
-SMALL = {"BATCH": 2, "HEADS": 2, "HEAD_WIDTH": 8, "WIDTH": 16, "HIDDEN": 32, "IMAGE": 64, "PATCH": 16}
+SMALL = operations.Sizes(heads=2, head_width=8, hidden=32, image=64, patch=16)
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """The sizes of all cases, small."""
-    for name, value in SMALL.items():
-        monkeypatch.setattr(operations, name, value)
-    builders = [
-        operations.norm_case(5),
-        operations.gelu_case(5),
-        operations.residual_case(5),
-        operations.embed_case(4),
-        operations.step_case(16),
-        operations.tv_case(),
-    ]
-    return {case.operation + case.name: case for case in [operations.attention_case(5, 2), operations.cls_case(5), *builders]}
+def small():
+    """A case of every builder, small."""
+    by_tokens = [operations.attention_case, operations.cls_case, operations.norm_case, operations.gelu_case, operations.residual_case]
+    cases = [make(5, 2, SMALL) for make in by_tokens]
+    cases += [operations.embed_case(4, 2, SMALL), operations.step_case(16, 2, SMALL), operations.tv_case(2, SMALL)]
+    return {case.name: case for case in cases}
 
 
 def test_alternatives_compute_what_the_definitions_say(small):
@@ -55,16 +50,16 @@ def test_alternatives_compute_what_the_definitions_say(small):
 
 
 def test_runner_measures_what_is_correct_and_says_why_not_the_rest(small, monkeypatch):
-    case = replace(small["layer_norm2x5 tokens"], dtype=torch.float32, others={"eager": plain_operations.layer_norm, "broken": lambda **_: 1 / 0})
-    ceiling = runner.ceilings(CPU, elements=1 << 16, size=64, dtype=torch.float32)
-    assert min(ceiling) > 0
-    measured, refused = runner.measure(case, CPU, ceiling, rounds=3)
+    case = replace(small["layer_norm 2x5 tokens"], dtype=torch.float32, others={"eager": plain_operations.layer_norm, "broken": lambda **_: 1 / 0})
+    ceilings = measure_ceilings(CPU, torch.float32, elements=1 << 16, side=64)
+    assert min(ceilings) > 0
+    measured, refused = runner.measure(case, CPU, ceilings, rounds=3)
     assert [m.side for m in measured if m.side != "cpu"] == ["stock", "eager"]  # C++ where there is a compiler
     assert "ZeroDivisionError" in refused["broken"]
     assert all(0 < m.warm.low <= m.warm.median <= m.warm.high and m.share > 0 for m in measured)
     stock = dispatch.load("layer_norm", "stock")
     monkeypatch.setattr(stock, "backward", lambda *args: torch.zeros_like(args[2]))
-    measured, refused = runner.measure(case, CPU, ceiling, rounds=3)
+    measured, refused = runner.measure(case, CPU, ceilings, rounds=3)
     assert "stock" not in [m.side for m in measured]  # no timing on a red test
     assert "d_x" in refused["stock"]
 
@@ -91,18 +86,20 @@ def test_quantiles():
 
 
 def test_share_is_of_the_longer_floor(small):
-    case = replace(small["linear_gelu2x5 tokens"], bytes=1000, operations=10)
-    assert runner.floor(case, runner.Ceilings(100.0, 10.0)) == 10
-    assert runner.floor(case, runner.Ceilings(1000.0, 2.0)) == 5
-    assert runner.summary(case, "x", [20.0], None, 0, runner.Ceilings(100.0, 10.0)).share == 0.5
-    assert runner.summary(case, "x", [20.0], [40.0], 0, runner.Ceilings(100.0, 10.0)).share == 0.25
+    case = replace(small["linear_gelu 2x5 tokens"], bytes=1000, flops=10)
+    assert runner.roofline_seconds(case, Ceilings(100.0, 10.0)) == 10
+    assert runner.roofline_seconds(case, Ceilings(1000.0, 2.0)) == 5
+    assert runner.summary(case, "x", [20.0], None, 0, Ceilings(100.0, 10.0)).share == 0.5
+    assert runner.summary(case, "x", [20.0], [40.0], 0, Ceilings(100.0, 10.0)).share == 0.25
 
 
 def test_every_operation_has_a_case_with_an_eager_side():
-    assert {case.operation for case in operations.CASES} == set(dispatch.OPERATIONS)
-    assert all("eager" in case.others for case in operations.CASES)
-    assert len({(case.operation, case.name) for case in operations.CASES}) == len(operations.CASES)
-    assert {case.operation for case in operations.select(["attention"])} == {"attention"}
+    for batch in (operations.CPU_BATCH, operations.GPU_BATCH):
+        cases = operations.cases(batch)
+        assert {case.operation for case in cases} == set(dispatch.OPERATIONS)
+        assert all("eager" in case.others for case in cases)
+        assert len({case.name for case in cases}) == len(cases)
+        assert {case.operation for case in operations.cases(batch, ["attention"])} == {"attention"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -115,15 +112,13 @@ def test_a_whole_run_on_the_cpu(small, monkeypatch, tmp_path, capsys):
     """All that `python -m bench.gpu` does, on small shapes, the Triton kernels interpreted: verdicts and cases in the file, tables printed."""
     from smi.kernels.layer_norm import op
 
-    monkeypatch.setattr(op, "example", lambda device, dtype, size: small["layer_norm2x5 tokens"].build(device, dtype))
-    monkeypatch.setattr(operations, "CASES", (small["layer_norm2x5 tokens"], small["linear_gelu2x5 tokens"]))
+    monkeypatch.setattr(op, "example", lambda device, dtype, size: small["layer_norm 2x5 tokens"].build(device, dtype))
+    monkeypatch.setattr(gpu, "cases", lambda batch, only: [case for case in small.values() if case.operation in only])
     about = {"device": "Imaginary 1", "dirty": False, "architecture": "sm_90", "commit": "0"}
-    monkeypatch.setattr(gpu, "environment", lambda device: dict(about))
-    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
-    ceiling = runner.Ceilings(1e9, 1e9)
-    monkeypatch.setattr(runner, "ceilings", lambda device: ceiling)
-    options = gpu.argparse.Namespace(seconds=100.0, no_compile=True)
-    assert gpu.measure_all(CPU, ["layer_norm"], options) == 0
+    monkeypatch.setattr(record, "cuda_environment", lambda device: dict(about))
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda device: Ceilings(1e9, 1e9))
+    assert gpu.measure_operations(CPU, ["layer_norm"], 100.0, compiled=False) == 0
     rows = [json.loads(line) for line in (tmp_path / "imaginary-1.jsonl").read_text().splitlines()]
     verdicts = [row for row in rows if row["kind"] == "verdict"]
     assert [(v["version"], v["dtype"], v["correct"]) for v in verdicts] == [("triton", d, True) for d in ("bfloat16", "float16", "float32")]
@@ -132,14 +127,13 @@ def test_a_whole_run_on_the_cpu(small, monkeypatch, tmp_path, capsys):
     assert all(row["resolved"] in dispatch.VERSIONS and len(row["warm_us"]) == 3 and row["commit"] == "0" for row in timed)
     assert verified.table(verified.rows(tmp_path))["architectures"]["sm_90"][0]["operation"] == "layer_norm"
     assert "layer_norm triton" in capsys.readouterr().out
-    options.seconds = 0.0
-    assert gpu.measure_all(CPU, ["layer_norm"], options) == 0
+    assert gpu.measure_operations(CPU, ["layer_norm"], 0.0, compiled=False) == 0
     assert "no time left for layer_norm 2x5 tokens: run again with --only" in capsys.readouterr().out
 
 
 def test_results_are_appended(tmp_path):
     for i in range(2):
-        gpu.append(tmp_path / "x.jsonl", [{"i": i}])
+        record.append(tmp_path / "x.jsonl", [{"i": i}])
     assert (tmp_path / "x.jsonl").read_text() == '{"i": 0}\n{"i": 1}\n'
 
 
@@ -150,8 +144,8 @@ def verdict_row(**changes):
 
 def test_verified_takes_the_last_clean_verdict(tmp_path):
     rows = [verdict_row(), verdict_row(speedup=2.0), verdict_row(speedup=9.0, dirty=True), {"kind": "case"}, verdict_row(architecture="sm_80")]
-    gpu.append(tmp_path / "x.jsonl", rows[:2])
-    gpu.append(tmp_path / "x.jsonl", rows[2:])
+    record.append(tmp_path / "x.jsonl", rows[:2])
+    record.append(tmp_path / "x.jsonl", rows[2:])
     made = verified.table(verified.rows(tmp_path))["architectures"]
     assert list(made) == ["sm_80", "sm_90"]
     assert [v["speedup"] for v in made["sm_90"]] == [2.0]
@@ -163,8 +157,8 @@ def test_verified_table_is_what_the_result_files_give(capsys):
 
 
 def test_results_file_is_named_after_the_device():
-    assert gpu.results_file("NVIDIA H200").name == "nvidia-h200.jsonl"
-    assert gpu.results_file("NVIDIA A100-SXM4-80GB").name == "nvidia-a100-sxm4-80gb.jsonl"
+    assert record.results_file("NVIDIA H200").name == "nvidia-h200.jsonl"
+    assert record.results_file("NVIDIA A100-SXM4-80GB").name == "nvidia-a100-sxm4-80gb.jsonl"
 
 
 def test_runs_from_the_root_without_installation():

@@ -8,7 +8,7 @@ import torch
 
 from bench import paper, run
 from bench.cases import suites
-from bench.measuring import inversions, memory, operations, record
+from bench.measuring import budget, ceilings, inversions, memory, record
 from bench.sides import make, ours
 from smi.inversion.schedules import make_schedule
 
@@ -22,9 +22,9 @@ def small(monkeypatch):
     """DeiTs of two narrow blocks and 16 patches, runs of 28 iterations, little measuring."""
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, **options: create(name, **(SMALL | options)))
-    monkeypatch.setattr(inversions, "CPU_CEILING", {"elements": 1 << 12, "size": 32})
+    monkeypatch.setattr(ceilings, "CPU_SIZES", {"elements": 1 << 12, "side": 32})
     monkeypatch.setattr(inversions, "ITERATIONS", 28)
-    monkeypatch.setattr(inversions, "MOST", 1)
+    monkeypatch.setattr(budget, "MOST_ROUNDS", 1)
     monkeypatch.setattr(memory, "peak_of", lambda side, *_: {"idle_bytes": 1, "peak_above_idle_bytes": 2, "since": "made", "resolved": side})
 
 
@@ -61,10 +61,10 @@ def test_all_suites_write_rows_and_the_paper_reads_them(small, tmp_path, capsys,
     compiled = make.compiled.compiled_step
     plain = make.compiled.PLAIN  # it takes no compiler
     monkeypatch.setattr(make.compiled, "compiled_step", lambda *args, **options: compiled(*args, **options | {"variant": plain}))
-    chosen = suites.Suites(steps, whole, [suites.MemoryCase(MODEL, 2, 5)], [suites.StepCase(MODEL, 1, 5, options=(("depth", 1),))], operations=False)
+    chosen = suites.Suites(steps, whole, [suites.MemoryCase(MODEL, 2, 5)], [suites.StepCase(MODEL, 1, 5, options=(("depth", 1),))], [])
     path = tmp_path / "x.jsonl"
     about = record.environment(CPU)
-    assert run.measure_suites(chosen, run.ORDER, CPU, operations.Budget(1000), about, path) == []
+    assert run.measure_suites(chosen, run.ORDER, CPU, budget.Budget(1000), about, path) == []
     rows = record.read(path)
     assert {row["kind"] for row in rows} == {"step", "whole", "memory"}
     assert not any("not_timed" in row or "not_measured" in row for row in rows)
@@ -90,23 +90,23 @@ def test_all_suites_write_rows_and_the_paper_reads_them(small, tmp_path, capsys,
 
 def test_a_side_with_another_loss_is_not_timed(small, monkeypatch):
     monkeypatch.setattr(ours, "make_step", lambda *_, **__: lambda: torch.tensor(123.0))
-    rates = inversions.product_rates(CPU)
+    rates = ceilings.ceilings_by_dtype(CPU)
     rows = inversions.measure_step(suites.StepCase(MODEL, 2, 5), CPU, 0.1, rates)
     assert [(row["side"], "not_timed" in row) for row in rows] == [("eager", False), ("ours", True)]
     assert "first loss is 123" in rows[1]["not_timed"]
 
 
 def test_a_run_without_time_names_what_it_left_out(small, capsys):
-    chosen = suites.Suites([suites.StepCase(MODEL, 2, 5)], [], [], [], operations=False)
-    left = run.measure_suites(chosen, ["steps"], CPU, operations.Budget(0), {}, None)
+    chosen = suites.Suites([suites.StepCase(MODEL, 2, 5)], [], [], [], [])
+    left = run.measure_suites(chosen, ["steps"], CPU, budget.Budget(0), {}, None)
     assert left == ["steps: deit-tiny, batch 2, 5 patches"]
 
 
 def test_extrapolation_is_the_line_through_two_lengths():
     assert inversions.extrapolate({10: 3.0, 30: 7.0}, 100) == pytest.approx(1 + 0.2 * 100)
     assert inversions.extrapolate({100: 9.0}, 100) == 9.0
-    assert inversions.rounds_for(60, 1.0) == inversions.MOST
-    assert inversions.rounds_for(0.1, 1.0) == inversions.LEAST
+    assert budget.rounds_for(60, 1.0) == budget.MOST_ROUNDS
+    assert budget.rounds_for(0.1, 1.0) == budget.LEAST_ROUNDS
 
 
 def test_the_newest_run_is_one_run():

@@ -83,7 +83,7 @@ def test_compiled_takes_the_faster_variant_and_starts_at_the_beginning(monkeypat
 def test_dtype_is_chosen_by_the_measured_product(monkeypatch):
     cpu = torch.device("cpu")
     for seconds, dtype in ((0.5, torch.bfloat16), (1.0, torch.float32), (2.0, torch.float32)):
-        monkeypatch.setattr(fast_dtype, "product_seconds", lambda device, s=seconds: {torch.float32: 1.0, torch.bfloat16: s})
+        monkeypatch.setattr(fast_dtype, "gemm_seconds", lambda device, s=seconds: {torch.float32: 1.0, torch.bfloat16: s})
         assert fast_dtype.fast_dtype(cpu) == dtype
 
 
