@@ -18,13 +18,13 @@ import torch
 
 from smi import cost
 from smi.environment import info_table
+from smi.files import write_text
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import ViT, describe
 from smi.report.published import DENSE_ITS, PRI_OVER_DENSE, PRI_OVER_SMI, PUBLISHED
 
 from .cases import suites
 from .cases.suites import BASE, ITERATIONS, TINY, WholeCase
-from .files import write_text
 from .measuring import record
 from .tables.plots import plot_speedups, plot_tokens
 from .tables.terminal import print_table

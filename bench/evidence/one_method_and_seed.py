@@ -21,6 +21,7 @@ from smi.distillation import partly_fresh, small_student
 from smi.engine.reference import forward
 from smi.errors import InputError
 from smi.evaluate import recognition
+from smi.files import write_json
 from smi.images.forward import forward_sparse
 from smi.images.patches import to_patches
 from smi.inversion.schedules import Schedule, make_schedule
@@ -30,7 +31,6 @@ from smi.models.vit import describe
 from smi.quantization import accuracy
 from smi.random_streams import generator
 
-from ..files import write_json
 from .learning import learn
 
 ROWS = ("gaussian", "dense", "psaq", "smi", "pri2", "pri4", "pri7", "real")

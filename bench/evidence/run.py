@@ -28,8 +28,8 @@ from threading import Thread
 import torch
 
 from smi.errors import InputError, RunError
+from smi.files import write_json
 
-from ..files import write_json
 from ..measuring.record import append, environment, results_file
 from ..tables.terminal import print_table
 from . import one_method_and_seed as cells

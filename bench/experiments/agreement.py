@@ -10,6 +10,7 @@ shows how far rounding alone carries. Final losses and agreement are means over 
 import argparse
 import statistics
 
+import torch
 from torch import nn
 
 import smi
@@ -17,8 +18,7 @@ from smi.images.forward import forward_sparse
 from smi.images.sparse_images import SparseImages
 from smi.models.by_name import load_model
 
-from ..gpu import append, results_file
-from ..methods import conditions
+from ..measuring.record import append, environment, results_file
 from ..tables.terminal import print_table
 
 SIDES = {
@@ -59,10 +59,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     given = parser.parse_args()
     teacher, cells = load_model("digits"), []
-    under = conditions("digits", given.iterations, given.images, given.seeds)
+    under = environment(torch.device("cpu")) | {"model": "digits", "iterations": given.iterations, "images": given.images}
+    del under["run"]  # of the suites
     for name in given.methods:
         rows = compare(teacher, name, given)
-        append(results_file(under["device"]["name"]), [{"kind": "agreement", **row, **under} for row in rows])
+        append(results_file(under["device"]), [{"kind": "agreement", **row, **under} for row in rows])
         cells += [(r["method"], r["side"], f"{r['same_patches']:.1%}", f"{r['loss']:.3f}", f"{r['agreement']:.1%}") for r in rows]
     title = f"embedded teacher, {given.images} images, {given.iterations} iterations, {given.seeds} seeds; patches as by {BASE}"
     print_table(title, ("method", "engine", "same patches", "final loss", "agreement"), cells)

@@ -23,9 +23,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from zlib import crc32
 
+from smi.files import write_text
 from smi.kernels import dispatch
 
-from ..files import write_text
 from ..measuring.record import BASELINE, ROOT
 from ..tables.terminal import print_table
 from . import cubin, nvcc

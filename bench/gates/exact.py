@@ -7,11 +7,11 @@ import timm
 import torch
 
 from smi import cost
+from smi.files import write_json
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import describe
 
 from ..cases.suites import BASE, ITERATIONS, METHODS, TINY, final_smi
-from ..files import write_json
 from ..measuring.record import origin
 from ..sides import eager, ours
 from ..sides.make import build_model

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import torch
 
+from smi.files import write_json
 from smi.kernels.timing import Quantiles
 
 from ..cases.suites import BASE, TINY, final_smi
-from ..files import write_json
 from ..measuring.record import device_class, origin
 from ..sides.fast_dtype import fast_dtype
 from ..sides.make import build_model, make_step

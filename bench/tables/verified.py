@@ -8,9 +8,8 @@ import json
 import sys
 from pathlib import Path
 
+from smi.files import write_json
 from smi.kernels import verification
-
-from ..files import write_json
 
 RESULTS = Path(__file__).parents[1] / "results"
 

@@ -24,10 +24,10 @@ from typing import NamedTuple
 
 import torch
 
+from smi.files import write_json
 from smi.kernels import comparison, dispatch, timing, tuned, verification
 from smi.kernels.precision import same_precision
 
-from ..files import write_json
 from .slots import Slot, slots
 
 KERNELS = Path(tuned.__file__).parent

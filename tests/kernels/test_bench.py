@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import files, gpu
+from bench import gpu
 from bench.cases import operations
 from bench.gates import compiled, cubin, nvcc
 from bench.measuring import operations as runner
@@ -18,6 +18,7 @@ from bench.measuring import record
 from bench.measuring.ceilings import Ceilings, measure_ceilings
 from bench.sides import plain_operations
 from bench.tables import terminal, verified
+from smi import files
 from smi.kernels import comparison, dispatch, timing
 from smi.kernels.verification import VERIFIED
 
