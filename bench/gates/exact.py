@@ -44,7 +44,7 @@ def exact_kept_bytes() -> dict[str, int]:
     for active in (None, final_smi()):
         count = describe(model).num_patches if active is None else active
         where = f"deit_tiny of 2 blocks, batch 2, {count} patches"
-        found[f"eager, {where}"] = eager.eager_step(model, 2, count).kept_bytes()
+        found[f"eager, {where}"] = eager.make_step(model, 2, count).kept_bytes()
         for engine in engines:
             for dtype in ("float32", "bfloat16"):
                 step = ours.make_step(model, 2, count, engine=engine, dtype=dtype)

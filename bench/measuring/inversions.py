@@ -14,7 +14,7 @@ from smi.models.vit import ViT, describe
 from ..cases.suites import ITERATIONS, StepCase, WholeCase
 from ..sides import eager, ours
 from ..sides.make import build_model, make_step
-from ..sides.step_inputs import make_start
+from ..sides.step_inputs import make_inputs
 from .budget import rounds_for, rounds_within, wall_seconds
 from .ceilings import Ceilings
 from .memory import peak_memory
@@ -89,8 +89,9 @@ def run_whole(case: WholeCase, side: str, model: nn.Module, iterations: int) -> 
         images = case.batch * schedule.images_per_trajectory
         ours.invert(model, case.method, images, iterations, case.batch, device=str(vit.device), **case.options)
     else:
-        start = make_start(vit, case.batch, vit.num_patches)
-        eager.eager_run(model, schedule, start, augmentation.draw(iterations, vit.image_size, torch.Generator().manual_seed(0)))
+        inputs = make_inputs(vit, case.batch, vit.num_patches)
+        table = augmentation.draw(iterations, vit.image_size, torch.Generator().manual_seed(0))
+        eager.invert(model, schedule, inputs, table)
 
 
 def extrapolate(seconds: dict[int, float], iterations: int) -> float:

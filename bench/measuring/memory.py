@@ -89,7 +89,7 @@ def measure_process(side: str, model: str, batch: int, active: int | None, optio
     else:
         level = ProcessMemory()
         idle = level.idle
-    step = make_step(side, network, batch, active, own=False)
+    step = make_step(side, network, batch, active, copy_model=False)
     for _ in range(STEPS):
         step()
     if device.type == "cuda":

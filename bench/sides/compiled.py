@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from smi.kernels.patch_embed.reference import moved_cells, source_pixels
 from smi.models.vit import describe
 
+from .cuda_graph import captured_step
 from .fast_dtype import fast_dtype, seconds_of
 from .saved_bytes import saved_bytes
-from .step_inputs import Start, make_start, restored
+from .step_inputs import StepInputs, make_inputs
 
 EPS = 1e-8  # of Adam
 COMPILED, PLAIN = "torch.compile", "not compiled"
@@ -20,12 +21,11 @@ COMPILED, PLAIN = "torch.compile", "not compiled"
 class CompiledStep:
     """Stock PyTorch at its best: timm's blocks with SDPA, frozen, compiled, and on CUDA the whole step in one graph."""
 
-    def __init__(self, model: nn.Module, start: Start, dtype: torch.dtype, variant: str, own: bool = True):
-        """own: work on a copy of the model; False converts the caller's."""
-        device = start.images.device
-        self.model = (copy.deepcopy(model) if own else model).to(device, dtype).eval().requires_grad_(False)
-        self.vit, self.start = describe(self.model), start
-        self.images = start.images.clone()
+    def __init__(self, model: nn.Module, inputs: StepInputs, dtype: torch.dtype, variant: str):
+        device = inputs.images.device
+        self.model = copy.deepcopy(model).to(device, dtype).eval().requires_grad_(False)
+        self.vit, self.inputs = describe(self.model), inputs
+        self.images = inputs.images.clone()
         self.moments = torch.zeros_like(self.images), torch.zeros_like(self.images)
         self.row, self.step = torch.zeros(1, dtype=torch.int64, device=device), torch.zeros((), dtype=torch.float64, device=device)
         self.dtype, self.variant = str(dtype).removeprefix("torch."), variant
@@ -39,27 +39,27 @@ class CompiledStep:
                 for block in self.model.blocks:
                     block.compile(dynamic=False)
         self.value = None
-        self.replay = restored(self.run, (self.images, *self.moments, self.row, self.step), device)
+        self.replay = captured_step(self.run, (self.images, *self.moments, self.row, self.step), device)
 
     def __call__(self) -> Tensor:
         self.replay()
         return self.value
 
     def run(self) -> None:
-        start = self.start
-        augmentation = start.table.index_select(0, self.row)[0]
+        inputs = self.inputs
+        augmentation = inputs.table.index_select(0, self.row)[0]
         patches, source, cells = self.gather(augmentation)
         loss = self._loss(patches.requires_grad_(), cells)
         (grad,) = torch.autograd.grad(loss, patches)
         self.step += 1
-        self.row.add_(1).remainder_(len(start.table))
-        norms = self._update(self.images, self.spread(grad, source), *self.moments, self.step, start.low, start.high, start)
-        self.value = loss.detach() + start.tv_weight * norms.sum()
+        self.row.add_(1).remainder_(len(inputs.table))
+        norms = self._update(self.images, self.spread(grad, source), *self.moments, self.step, inputs.low, inputs.high, inputs)
+        self.value = loss.detach() + inputs.tv_weight * norms.sum()
 
     def gather(self, augmentation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pixels [B, n, C * p * p] under the cells [B, n] to which the active patches moved, and where in the still image they lie."""
         vit, images = self.vit, self.images
-        cells = moved_cells(self.start.index, vit.grid, vit.patch_size, augmentation)
+        cells = moved_cells(self.inputs.index, vit.grid, vit.patch_size, augmentation)
         source = source_pixels(cells, vit.grid, vit.patch_size, augmentation).long().flatten(1)[:, None].expand(-1, vit.channels, -1)
         pixels = images.flatten(2).gather(2, source).unflatten(2, (cells.shape[1], -1))
         return pixels.transpose(1, 2).flatten(2), source, cells
@@ -79,16 +79,16 @@ class CompiledStep:
         for block in model.blocks:
             x = block(x)
         logits = model.forward_head(model.norm(x))
-        return F.cross_entropy(logits.to(patches.dtype), self.start.labels)
+        return F.cross_entropy(logits.to(patches.dtype), self.inputs.labels)
 
     def kept_bytes(self) -> int:
-        patches, _, cells = self.gather(self.start.table[0])
+        patches, _, cells = self.gather(self.inputs.table[0])
         return saved_bytes(lambda: self._loss(patches.requires_grad_(), cells), self.model.parameters())
 
 
-def update(images: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, low: Tensor, high: Tensor, start: Start) -> Tensor:
-    """Total variation, Adam and clip on whole images, in place, in functions that torch.compile fuses; the norms, as they were before."""
-    beta1, beta2 = start.betas
+def update(images: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: Tensor, low: Tensor, high: Tensor, inputs: StepInputs) -> Tensor:
+    """Total variation, Adam and clip on whole images, in place, in functions that torch.compile fuses; returns the norms before the update."""
+    beta1, beta2 = inputs.betas
     pads = ((0, 1), (1, 0)), ((0, 0, 0, 1), (0, 0, 1, 0)), ((0, 1, 0, 1), (1, 0, 1, 0)), ((0, 1, 1, 0), (1, 0, 0, 1))
     differences = [
         images[..., :-1] - images[..., 1:],
@@ -98,28 +98,30 @@ def update(images: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, st
     ]
     norms = torch.stack([difference.square().sum().sqrt() for difference in differences])
     for difference, norm, (first, second) in zip(differences, norms, pads, strict=True):
-        pull = torch.where(norm > 0, start.tv_weight * difference / norm, 0.0)
+        pull = torch.where(norm > 0, inputs.tv_weight * difference / norm, 0.0)
         grad = grad + F.pad(pull, first) - F.pad(pull, second)
     avg, avg_sq = beta1 * exp_avg + (1 - beta1) * grad, beta2 * exp_avg_sq + (1 - beta2) * grad * grad
-    size, scale = (start.lr / (1 - beta1**step)).to(images.dtype), (1 - beta2**step).sqrt().to(images.dtype)
+    size, scale = (inputs.lr / (1 - beta1**step)).to(images.dtype), (1 - beta2**step).sqrt().to(images.dtype)
     moved = images - size * avg / (avg_sq.sqrt() / scale + EPS)
     for target, value in ((images, moved.clamp(low.view(-1, 1, 1), high.view(-1, 1, 1))), (exp_avg, avg), (exp_avg_sq, avg_sq)):
         target.copy_(value)
     return norms
 
 
-def compiled_step(
+def make_step(
     model: nn.Module, batch: int, active: int, *, dtype: torch.dtype | None = None, variant: str | None = None, seed: int = 0
 ) -> CompiledStep:
-    """The interface of `ours.make_step`. dtype: None takes what products are faster in. variant: COMPILED or PLAIN, None the faster of the two, which
-    on CUDA is always the compiled one."""
+    """The interface of `ours.make_step`; works on a copy of the model.
+
+    dtype: None takes the one that GEMMs are faster in. variant: COMPILED or PLAIN; None takes the faster of the two, on CUDA the compiled one.
+    """
     vit = describe(model)
-    start = make_start(vit, batch, active, dtype=torch.float64 if dtype == torch.float64 else torch.float32, seed=seed)
+    inputs = make_inputs(vit, batch, active, dtype=torch.float64 if dtype == torch.float64 else torch.float32, seed=seed)
     dtype = fast_dtype(vit.device) if dtype is None else dtype
     if variant is None and vit.device.type == "cuda":
         variant = COMPILED
     if variant is not None:
-        return CompiledStep(model, start, dtype, variant)
-    candidates = [CompiledStep(model, start, dtype, variant) for variant in (COMPILED, PLAIN)]
+        return CompiledStep(model, inputs, dtype, variant)
+    candidates = [CompiledStep(model, inputs, dtype, variant) for variant in (COMPILED, PLAIN)]
     best = min(candidates, key=lambda step: seconds_of(step))
-    return CompiledStep(model, start, dtype, best.variant)  # from the start again
+    return CompiledStep(model, inputs, dtype, best.variant)  # from its first iteration again

@@ -14,22 +14,22 @@ from smi.kernels.patch_embed.reference import moved_cells
 
 from . import plain_operations
 from .saved_bytes import saved_bytes
-from .step_inputs import Start, make_start
+from .step_inputs import StepInputs, make_inputs
 
 
 class EagerStep:
     """Research code, its waste included: weight gradients, every attention matrix, whole images, `.item()`."""
 
-    def __init__(self, model: nn.Module, start: Start, own: bool = True):
-        """own: work on a copy of the model; False converts the caller's."""
-        self.model = (copy.deepcopy(model) if own else model).to(start.images.device, start.images.dtype).eval().requires_grad_()
+    def __init__(self, model: nn.Module, inputs: StepInputs, copy_model: bool = True):
+        """copy_model: False converts the caller's model instead."""
+        self.model = (copy.deepcopy(model) if copy_model else model).to(inputs.images.device, inputs.images.dtype).eval().requires_grad_()
         self.grid, self.patch_size = self.model.patch_embed.grid_size, self.model.patch_embed.patch_size[0]
-        self.images = start.images.clone().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.images], lr=start.lr, betas=start.betas)
-        self.index, self.labels, self.tv_weight = start.index, start.labels, start.tv_weight
-        self.low, self.high = start.low.view(-1, 1, 1), start.high.view(-1, 1, 1)
-        self.rows, self.t = start.table.tolist(), 0
-        self.dtype = str(start.images.dtype).removeprefix("torch.")
+        self.images = inputs.images.clone().requires_grad_()
+        self.optimizer = torch.optim.Adam([self.images], lr=inputs.lr, betas=inputs.betas)
+        self.index, self.labels, self.tv_weight = inputs.index, inputs.labels, inputs.tv_weight
+        self.low, self.high = inputs.low.view(-1, 1, 1), inputs.high.view(-1, 1, 1)
+        self.rows, self.t = inputs.table.tolist(), 0
+        self.dtype = str(inputs.images.dtype).removeprefix("torch.")
         self.resolved = f"eager {self.dtype}"
         self.attentions: list[Tensor] = []  # of the last step, one [B, H, T, T] a layer
 
@@ -49,6 +49,7 @@ class EagerStep:
         return torch.tensor(loss.item(), dtype=self.images.dtype)
 
     def loss(self, dy: int, dx: int, flip: int) -> Tensor:
+        """Cross-entropy of the augmented images, total variation of the still ones."""
         images = self.images.roll((dy, dx), (2, 3))
         images = images.flip(3) if flip else images
         augmentation = torch.tensor([dy, dx, flip], device=self.index.device)
@@ -70,7 +71,7 @@ class EagerStep:
         return model.forward_head(model.norm(x)), attentions
 
     def cls_row(self) -> Tensor:
-        """What the CLS token paid to each active patch in the last block of the last step, mean over heads: [B, n]."""
+        """Attention of the CLS token to each active patch in the last block of the last step, mean over heads: [B, n]."""
         return self.attentions[-1].detach().mean(1)[:, 0, self.model.num_prefix_tokens :]
 
     def kept_bytes(self) -> int:
@@ -85,20 +86,20 @@ def attend(attn: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return attn.proj((attention @ v).transpose(1, 2).reshape(batch, tokens, -1)), attention
 
 
-def eager_step(model: nn.Module, batch: int, active: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, own: bool = True) -> EagerStep:
-    """The interface of `ours.make_step`. own: work on a copy of the model."""
-    return EagerStep(model, make_start(model, batch, active, dtype=dtype, seed=seed), own)
+def make_step(model: nn.Module, batch: int, active: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, copy_model: bool = True) -> EagerStep:
+    """The interface of `ours.make_step`. copy_model: False converts the caller's model instead of working on a copy."""
+    return EagerStep(model, make_inputs(model, batch, active, dtype=dtype, seed=seed), copy_model)
 
 
-def eager_run(
-    model: nn.Module, schedule: Schedule, start: Start, table: Tensor, on_stage: Callable[[int], None] | None = None
+def invert(
+    model: nn.Module, schedule: Schedule, inputs: StepInputs, table: Tensor, on_stage: Callable[[int], None] | None = None
 ) -> list[tuple[Tensor, Tensor]]:
     """A whole run over a schedule: (patches [B, n, C, p, p], index [B, n]) of every finished image, by stage.
 
     Patches are ranked by the last block's attention in the iteration before an event, which is not augmented. table: int [iterations, 3].
     on_stage: called with the active patches before every stage.
     """
-    step = EagerStep(model, start)
+    step = EagerStep(model, inputs)
     emitted, rows, still = [], table.tolist(), schedule.still_iterations()
     for stage in schedule.stages():
         if on_stage is not None:
@@ -114,5 +115,6 @@ def eager_run(
 
 
 def finished(step: EagerStep, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels [B, n, C, p, p] of the patches `index` [B, n], and the index."""
     patches = to_patches(step.images.detach(), step.patch_size)
     return patches[torch.arange(len(index), device=index.device)[:, None], index], index

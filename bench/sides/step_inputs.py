@@ -1,6 +1,5 @@
-"""Where a measured step starts: pixels, labels, active patches and augmentations from a seed, the same for every side."""
+"""What a measured step works on: pixels, labels, active patches and augmentations from a seed, the same for every side."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,14 +8,13 @@ from torch import Tensor, nn
 from smi.inversion import augmentation
 from smi.inversion.losses import TV_WEIGHT
 from smi.inversion.settings import Preset
-from smi.kernels import timing
 from smi.models.vit import ViT, describe
 
 AUGMENTATIONS = 64  # rows of the table; a longer run starts it again
 
 
 @dataclass(frozen=True, eq=False)
-class Start:
+class StepInputs:
     """B images of which n patches each are active, and the constants of the published optimiser."""
 
     images: Tensor  # [B, C, H, W], noise
@@ -30,25 +28,14 @@ class Start:
     betas: tuple[float, float] = Preset.betas
 
 
-def make_start(model: nn.Module | ViT, batch: int, active: int, *, dtype: torch.dtype = torch.float32, seed: int = 0, device=None) -> Start:
-    """`active` patches of each of `batch` images, on the model's device unless another is given; the pixels in `dtype`."""
+def make_inputs(model: nn.Module | ViT, batch: int, active: int, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> StepInputs:
+    """`active` patches of each of `batch` images, on the model's device; the pixels in `dtype`."""
     vit = model if isinstance(model, ViT) else describe(model)
-    device = vit.device if device is None else torch.device(device)
+    device = vit.device
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(batch, vit.channels, *vit.image_size, generator=generator, dtype=torch.float64)
     labels = torch.randint(vit.num_classes, (batch,), generator=generator)
     index = torch.rand(batch, vit.num_patches, generator=generator).argsort(1)[:, :active].sort(1).values
     table = augmentation.draw(AUGMENTATIONS, vit.image_size, generator)
     low, high = (bound.to(device, dtype) for bound in vit.valid_range())
-    return Start(images.to(device, dtype), labels.to(device), index.to(device), table.to(device), low, high)
-
-
-def restored(run: Callable[[], object], state: Sequence[Tensor], device: torch.device) -> Callable[[], object]:
-    """`run` as one CUDA graph, the `state` that its warm-up moved put back; `run` itself on the CPU."""
-    if device.type != "cuda":
-        return run
-    before = [tensor.clone() for tensor in state]
-    replay = timing.captured(run, device)
-    for tensor, value in zip(state, before, strict=True):
-        tensor.copy_(value)
-    return replay
+    return StepInputs(images.to(device, dtype), labels.to(device), index.to(device), table.to(device), low, high)

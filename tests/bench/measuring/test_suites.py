@@ -58,9 +58,9 @@ def test_all_suites_write_rows_and_the_paper_reads_them(small, tmp_path, capsys,
     methods = [(m, o.get("division")) for m, o in suites.METHODS if o.get("division") != 7]
     whole = [suites.WholeCase(MODEL, m, v, 2, 8, (4, 8), ("ours", "eager")) for m, v in methods]
     steps = [suites.StepCase(MODEL, 2, n, ("ours", "eager", "compiled") if n == 5 else suites.TWO_SIDES) for n in (None, 5)]
-    compiled = make.compiled.compiled_step
+    compiled = make.compiled.make_step
     plain = make.compiled.PLAIN  # it takes no compiler
-    monkeypatch.setattr(make.compiled, "compiled_step", lambda *args, **options: compiled(*args, **options | {"variant": plain}))
+    monkeypatch.setattr(make.compiled, "make_step", lambda *args, **options: compiled(*args, **options | {"variant": plain}))
     chosen = suites.Suites(steps, whole, [suites.MemoryCase(MODEL, 2, 5)], [suites.StepCase(MODEL, 1, 5, options=(("depth", 1),))], [])
     path = tmp_path / "x.jsonl"
     about = record.environment(CPU)

@@ -9,7 +9,7 @@ from timm.models.deit import VisionTransformerDistilled
 import smi
 from bench.sides import compiled, eager, fast_dtype, ours
 from bench.sides.saved_bytes import saved_bytes
-from bench.sides.step_inputs import make_start
+from bench.sides.step_inputs import make_inputs
 from smi.inversion import augmentation
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import describe
@@ -40,15 +40,15 @@ def test_steps_agree_in_float64(variant, active):
     model = small_vit(**VARIANTS[variant]).double()
     active = describe(model).num_patches if active is None else active
     mine = {side: ours.make_step(model, BATCH, active, engine="reference", dtype="float64", update="all") for side in ("eager", "compiled")}
-    check_steps(mine["eager"], eager.eager_step(model, BATCH, active, dtype=torch.float64), 1e-6, 1e-8)
-    check_steps(mine["compiled"], compiled.compiled_step(model, BATCH, active, dtype=torch.float64, variant=compiled.PLAIN), 1e-9, 1e-9)
+    check_steps(mine["eager"], eager.make_step(model, BATCH, active, dtype=torch.float64), 1e-6, 1e-8)
+    check_steps(mine["compiled"], compiled.make_step(model, BATCH, active, dtype=torch.float64, variant=compiled.PLAIN), 1e-9, 1e-9)
 
 
 @pytest.mark.parametrize("active", [16, 5])
 def test_steps_agree_in_float32(active):
     model = small_vit()
-    research = eager.eager_step(model, BATCH, active)
-    plain = compiled.compiled_step(model, BATCH, active, dtype=torch.float32, variant=compiled.PLAIN)
+    research = eager.make_step(model, BATCH, active)
+    plain = compiled.make_step(model, BATCH, active, dtype=torch.float32, variant=compiled.PLAIN)
     check_steps(ours.make_step(model, BATCH, active, engine="reference", update="all"), research, 1e-4, 2e-3)
     check_steps(ours.make_step(model, BATCH, active, engine="reference", update="all"), plain, 1e-4, 2e-3)
 
@@ -57,7 +57,7 @@ def test_active_pixels_alone_move_the_same_at_first():
     """Our default leaves the other pixels alone; where patches are active the first update is the published one."""
     model = small_vit().double()
     mine = ours.make_step(model, BATCH, 5, engine="reference", dtype="float64")
-    theirs = eager.eager_step(model, BATCH, 5, dtype=torch.float64)
+    theirs = eager.make_step(model, BATCH, 5, dtype=torch.float64)
     before = mine.images.clone()
     mine(), theirs()
     moved = mine.images != before
@@ -68,14 +68,14 @@ def test_active_pixels_alone_move_the_same_at_first():
 @pytest.mark.slow
 def test_compiled_agrees():
     model = small_vit()
-    theirs = compiled.compiled_step(model, BATCH, 5, dtype=torch.float32, variant=compiled.COMPILED)
+    theirs = compiled.make_step(model, BATCH, 5, dtype=torch.float32, variant=compiled.COMPILED)
     assert theirs.resolved == f"{compiled.COMPILED} {theirs.dtype}"
     check_steps(ours.make_step(model, BATCH, 5, engine="reference", update="all"), theirs, 1e-4, 2e-3)
 
 
 def test_compiled_takes_the_faster_variant_and_starts_at_the_beginning(monkeypatch):
     monkeypatch.setattr(compiled, "seconds_of", lambda step, calls=2: {compiled.PLAIN: 1.0, compiled.COMPILED: 2.0}[step.variant])
-    step = compiled.compiled_step(small_vit(), BATCH, 5, dtype=torch.float32)
+    step = compiled.make_step(small_vit(), BATCH, 5, dtype=torch.float32)
     assert step.variant == compiled.PLAIN
     torch.testing.assert_close(step(), ours.make_step(small_vit(), BATCH, 5, engine="reference")(), rtol=1e-5, atol=0)
 
@@ -89,11 +89,11 @@ def test_dtype_is_chosen_by_the_measured_product(monkeypatch):
 
 def test_eager_does_what_research_code_does():
     """Weight gradients, a matrix for every layer, and all pixels."""
-    step = eager.eager_step(small_vit(), BATCH, 5)
+    step = eager.make_step(small_vit(), BATCH, 5)
     step()
     assert all(parameter.grad is not None for parameter in step.model.parameters())
     assert [tuple(attention.shape) for attention in step.attentions] == [(BATCH, 3, 6, 6)] * 2
-    assert not any(parameter.requires_grad for parameter in compiled.compiled_step(small_vit(), 1, 5, variant=compiled.PLAIN).model.parameters())
+    assert not any(parameter.requires_grad for parameter in compiled.make_step(small_vit(), 1, 5, variant=compiled.PLAIN).model.parameters())
 
 
 @pytest.mark.parametrize(("method", "options"), [("dense", {}), ("smi", {}), ("pri", {"division": 3})])
@@ -107,17 +107,17 @@ def test_whole_runs_finish_the_same_images(method, options):
     if sparse:
         table[:, :2] = table[:, :2] // vit.patch_size * vit.patch_size
     tv_weight = 0.0 if sparse else 1e-4
-    start = replace(make_start(vit, BATCH, vit.num_patches, dtype=torch.float64), tv_weight=tv_weight)
+    inputs = replace(make_inputs(vit, BATCH, vit.num_patches, dtype=torch.float64), tv_weight=tv_weight)
     stages = []
-    finished = eager.eager_run(model, schedule, start, table, stages.append)
+    finished = eager.invert(model, schedule, inputs, table, stages.append)
     assert stages == [stage.active for stage in schedule.stages()]
     images = smi.invert(
         model,
         method=method,
         num_images=BATCH * schedule.images_per_trajectory,
         iterations=iterations,
-        init=start.images,
-        labels=start.labels,
+        init=inputs.images,
+        labels=inputs.labels,
         augmentation=table.tolist(),
         tv_weight=tv_weight,
         dtype="float64",
@@ -143,6 +143,6 @@ def test_kept_bytes_are_distinct_storages_without_the_weights():
 
 
 def test_eager_keeps_more_than_the_frozen_model_with_sdpa():
-    kept = {active: eager.eager_step(small_vit(), BATCH, active).kept_bytes() for active in (16, 5)}
+    kept = {active: eager.make_step(small_vit(), BATCH, active).kept_bytes() for active in (16, 5)}
     assert kept[16] > kept[5]
-    assert compiled.compiled_step(small_vit(), BATCH, 16, variant=compiled.PLAIN).kept_bytes() < kept[16] / 2
+    assert compiled.make_step(small_vit(), BATCH, 16, variant=compiled.PLAIN).kept_bytes() < kept[16] / 2
