@@ -2,7 +2,7 @@
 
     python -m bench.check                    all gates (make bench-check)
     python -m bench.check --quick            all, but of the ratios only those to `eager`, without torch.compile
-    python -m bench.check --exact            only what is exact: FLOPs, bytes kept for backward, the compile gate
+    python -m bench.check --exact            only what is exact: FLOPs, bytes of saved activations, the compile gate
     python -m bench.check --ratios           only the ratios, on a GPU the times
     python -m bench.check --full             the compile gate of all kernels (tens of minutes) instead of a cheap one
     python -m bench.check --update           record a new baseline: look at the differences first
@@ -46,8 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.ratios and not options.repeat:
         failed += check_exact(options.baseline / "exact.json", options.update)
         failed += check_compiled(options.full)
-    if not options.exact:
-        failed += check_gpu_times() if torch.cuda.is_available() else check_ratios(options, compiled=not (options.quick or options.against))
+    if not options.exact and torch.cuda.is_available():
+        failed += check_gpu_times()
+    elif not options.exact:
+        failed += check_ratios(
+            options.baseline,
+            compiled=not (options.quick or options.against),
+            update=options.update,
+            against=options.against,
+            repetitions=options.repeat,
+            slow=options.slow,
+        )
     print("nothing regressed" if not failed else f"{failed} regressed")
     return 1 if failed else 0
 

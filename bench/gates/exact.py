@@ -37,7 +37,7 @@ def exact_flops() -> dict[str, int | float]:
 
 
 def exact_kept_bytes() -> dict[str, int]:
-    """Bytes that one forward pass keeps for backward: eager, and every engine in both dtypes, by what it runs in, which depends on the machine."""
+    """Bytes of the activations that one forward pass saves: eager, and each engine in both dtypes, by what it runs in on this machine."""
     found = {}
     model = build_model(TINY, {"depth": 2}, torch.device("cpu"))
     engines = dict.fromkeys(("reference", ours.ENGINE))
@@ -53,7 +53,7 @@ def exact_kept_bytes() -> dict[str, int]:
 
 
 def check_exact(path: Path, update: bool) -> int:
-    """Hold FLOPs and kept bytes against the file; how many differ."""
+    """Hold FLOPs and bytes of saved activations against the file; how many differ."""
     now = {"flops": exact_flops(), "kept_bytes": exact_kept_bytes()}
     before = json.loads(path.read_text()) if path.exists() else {}
     if update:
@@ -70,8 +70,10 @@ def check_exact(path: Path, update: bool) -> int:
 
 
 def differences(now: dict[str, dict], before: dict) -> list[tuple[str, object, object]]:
-    """(what, committed, now) of every number that changed, came or went. What an engine keeps where it runs in versions that only one of the two
-    machines has is no difference, but named."""
+    """(what, committed, now) of every number that changed, came or went.
+
+    Bytes of the fused engine in versions that only one of the two machines can run are named, but are no difference.
+    """
     found = []
     for kind, numbers in now.items():
         committed = before.get(kind, {})

@@ -11,8 +11,8 @@ from ..measuring.inversions import measure_step
 from ..tables.terminal import print_table
 from .judging import slower
 
-GPU_CASES = 4  # the first ones of the suite
-GPU_SECONDS = 20.0  # each
+CASES = 4  # the first ones of the suite
+SECONDS = 20.0  # each
 
 
 def check_gpu_times() -> int:
@@ -21,10 +21,10 @@ def check_gpu_times() -> int:
     rows = record.read(record.results_file(torch.cuda.get_device_name(device)))
     ceilings = ceilings_by_dtype(device)
     lines, failed = [], 0
-    for case in suites.on_gpu().steps[:GPU_CASES]:
+    for case in suites.on_gpu().steps[:CASES]:
         key = {"kind": "step", "case": case.name, "side": "ours", "dirty": False}
         committed = [row for row in rows if "ms" in row and all(row.get(name) == value for name, value in key.items())]
-        (now,) = [row for row in measure_step(case, device, GPU_SECONDS, ceilings) if row["side"] == "ours" and "ms" in row]
+        (now,) = [row for row in measure_step(case, device, SECONDS, ceilings) if row["side"] == "ours" and "ms" in row]
         worse = bool(committed) and slower(Quantiles(*now["ms"]), Quantiles(*committed[-1]["ms"]))
         failed += worse
         before = f"{committed[-1]['ms'][1]:.2f}" if committed else "-"

@@ -1,10 +1,10 @@
 """Ratios: how many times faster our step is than the baselines', held against those of bench/baseline/ or of another commit."""
 
-import argparse
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -62,37 +62,43 @@ def sides_of(case: RatioCase, others: tuple[str, ...], dtype: str = "auto", vari
     return Sides(steps, dtype, steps["compiled"].variant if "compiled" in steps else variant)
 
 
-def check_ratios(options: argparse.Namespace, compiled: bool) -> int:
-    """Hold ours/eager and ours/compiled against the baseline of this class of processors, once or often; how many regressed."""
+def check_ratios(
+    folder: Path, *, compiled: bool, update: bool = False, against: str | None = None, repetitions: int | None = None, slow: float = 1.0
+) -> int:
+    """Hold ours/eager and, if `compiled`, ours/compiled against the baseline of this class of processors; how many regressed.
+
+    folder: of the baselines. update: record a baseline instead. against: take it from this commit, measured now. repetitions: check so often and
+    count the alarms. slow: our side works so many times as long.
+    """
     torch.set_num_threads(1)
-    path = options.baseline / f"{device_class(torch.device('cpu'))}.json"
-    if options.update:
-        measured = measure_ratios({}, compiled, options.slow)
+    path = folder / f"{device_class(torch.device('cpu'))}.json"
+    if update:
+        measured = measure_ratios({}, compiled, slow)
         write_json(path, origin() | {"cases": as_baseline(measured)})
         print(f"wrote {path}")
         show_ratios(verdicts(measured))
         return 0
-    before = ratios_at(options.against) if options.against else json.loads(path.read_text())["cases"] if path.exists() else {}
+    before = ratios_at(against) if against else json.loads(path.read_text())["cases"] if path.exists() else {}
     if not before:
         print(f"ratios: there is no baseline {path.name}, nothing to hold them against: --update records one, --against measures another commit")
-    if not options.repeat:
-        found = verdicts(measure_ratios(before, compiled, options.slow))
-        show_ratios(found)
-        return sum(verdict.regressed for verdict in found)
-    return repeat(options, before, compiled)
+    if repetitions:
+        return count_alarms(before, compiled, slow, repetitions)
+    found = verdicts(measure_ratios(before, compiled, slow))
+    show_ratios(found)
+    return sum(verdict.regressed for verdict in found)
 
 
-def repeat(options: argparse.Namespace, before: dict, compiled: bool) -> int:
-    """The check many times; how many of the repetitions raised an alarm."""
+def count_alarms(before: dict, compiled: bool, slow: float, repetitions: int) -> int:
+    """How many of the repetitions of the check raised an alarm."""
     alarms = 0
-    for number in range(1, options.repeat + 1):
-        found = verdicts(measure_ratios(before, compiled, options.slow))
+    for number in range(1, repetitions + 1):
+        found = verdicts(measure_ratios(before, compiled, slow))
         names = [verdict.name for verdict in found if verdict.regressed]
         alarms += bool(names)
         load = os.getloadavg()[0]
         ratios = ", ".join(f"{verdict.now.median:.2f}" for verdict in found)
-        print(f"{number}/{options.repeat}: load {load:.1f}, ratios {ratios}: {'ALARM ' + '; '.join(names) if names else 'no alarm'}", flush=True)
-    print(f"{alarms} alarms in {options.repeat} repetitions")
+        print(f"{number}/{repetitions}: load {load:.1f}, ratios {ratios}: {'ALARM ' + '; '.join(names) if names else 'no alarm'}", flush=True)
+    print(f"{alarms} alarms in {repetitions} repetitions")
     return alarms
 
 
