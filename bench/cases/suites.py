@@ -4,13 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from smi.inversion import schedules
+from smi.inversion.methods import COMPARED, Method
 
 from . import operations
 
 TINY, SMALL, BASE = "deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224"
 PATCHES = 196  # of these models at 224 pixels
 ITERATIONS = schedules.PUBLISHED_ITERATIONS
-METHODS = (("dense", {}), ("smi", {}), ("pri", {"division": 2}), ("pri", {"division": 4}), ("pri", {"division": 7}))
+METHODS = tuple((method.name, method.options) for method in COMPARED)
 IMAGES = 112  # whole batches of 4 trajectories for v = 1, 2, 4 and 7
 ALL_SIDES = ("ours", "compiled", "eager")
 TWO_SIDES = ("ours", "eager")
@@ -55,7 +56,7 @@ class WholeCase:
 
     @property
     def title(self) -> str:
-        return {"dense": "dense", "smi": "SMI"}.get(self.method, f"PRI v={self.division}")
+        return Method(self.method, self.division).title
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""A few minutes of supervised learning, for models that a benchmark needs trained but that come without weights."""
+"""A few minutes of supervised training, for models that a benchmark needs trained but that come without weights."""
 
 import math
 
@@ -12,7 +12,7 @@ from smi.random_streams import generator
 from smi.teachers.train_cifar10 import mimetic
 
 BATCH, RATE, DECAY = 64, 1e-3, 0.05
-NOISE = 0.5  # greatest deviation of what the images are covered with, as for the digits teacher
+NOISE = 0.5  # largest standard deviation of the noise on the images, as for the digits teacher
 
 
 def learn(
@@ -25,12 +25,12 @@ def learn(
     peak: float = RATE,
     clip: float = math.inf,
 ) -> None:
-    """Train a fresh ViT in place on normalised images [M, C, H, W] and labels int64 [M].
+    """Train a newly initialised ViT in place on normalised images [M, C, H, W] and labels int64 [M].
 
-    Its attention starts where trained attention ends up, without which some hundred steps teach it next to nothing. Each step sees shifted, noisy
-    images through a random part of their patches, so that augmented and synthetic ones are nothing strange to it.
-    kept: least and largest share of the patches that a step sees; the time of a step goes with it. noise: greatest deviation of what covers them.
-    peak: greatest learning rate. clip: largest norm of the gradient.
+    Its attention weights are initialised mimetically: otherwise a few hundred steps teach it next to nothing. Each step sees shifted, noisy images
+    through a random part of their patches, so that it also recognises augmented and synthetic ones.
+    kept: smallest and largest fraction of the patches that a step sees; the time of a step grows with it. noise: its largest standard deviation.
+    peak: largest learning rate. clip: largest norm of the gradient.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,4 +1,6 @@
-"""Runs the evidence command and kills it at random moments, then lets it end: python -m tests.bench.killer KILLS FOLDER FINISHED LOG ARGUMENTS...
+"""Runs the evidence command and kills it at random moments, then lets it end.
+
+    python -m tests.bench.evidence.killer KILLS FOLDER FINISHED LOG ARGUMENTS...
 
 The moments are spread over the work, of which the folder FINISHED shows how much there is. Writes to LOG what the command prints, and to LOG.states
 what the cells and curves in FOLDER held after each kill. The command runs in forks of this process, so that kills fall into its work and not into

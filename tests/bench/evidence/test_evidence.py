@@ -13,16 +13,18 @@ import psutil
 import pytest
 import torch
 
-from bench.evidence import one_method_and_seed as cells
-from bench.evidence import run
+from bench.evidence import images, run
+from bench.evidence.columns import QUANTISED, ROWS, STUDENTS
+from bench.evidence.config import COUNTS
 from bench.evidence.floors import FLOPS, SPEEDUPS, failures
+from bench.evidence.one_method_and_seed import read_columns, write_columns
 from bench.measuring import record
+from smi.images.sparse_images import SparseImages
 from tests.bench.evidence.killer import read
 
 ROOT = Path(__file__).parents[3]
 OPTIMISED = ("dense", "psaq", "smi", "pri2", "pri4", "pri7")  # rows whose images cost iterations
 COLUMNS = ("agreement", "full", "w8a8", "copy", "small", "trunk")  # one width: every further one exports the teacher again
-COUNTS = [name.replace("_", "-") for name in run.COUNTS]
 STEPS = [f"--{name}-steps=5" for name in ("copy", "small", "trunk")]
 SMALL = ["--images=42", "--batch-size=6", "--iterations=7", *STEPS, "--trunk-learning=2", "--student-batch=4", "--test-images=20"]
 TINY = ["--rows", "gaussian", "pri7", "--columns", *COLUMNS, *SMALL, "--seeds=1", "--jobs=1"]
@@ -41,7 +43,7 @@ def _threads():
 
 def good_rows():
     """A table in which everything lies above its floor."""
-    made = {name: {"full": 0.98, "w8a8": 0.978, "w4a8": 0.97, "copy": 0.95, "small": 0.85} for name in cells.ROWS}
+    made = {name: {"full": 0.98, "w8a8": 0.978, "w4a8": 0.97, "copy": 0.95, "small": 0.85} for name in ROWS}
     made["gaussian"] |= {"w8a8": 0.5, "w4a8": 0.4, "copy": 0.4, "small": 0.2}
     for name in OPTIMISED:
         made[name] |= {"flops_ratio": 1.004, "speedup": 12.0}
@@ -134,19 +136,19 @@ def settings(*arguments):
 
 @pytest.mark.parametrize("row", OPTIMISED)
 def test_counted_flops_are_those_of_the_cost_model(row):
-    count, ratio = cells.flops(settings(), row)
+    count, ratio = images.count_flops(settings(), row)
     assert abs(ratio - 1) < FLOPS
-    dense, _ = cells.flops(settings(), "dense")
+    dense, _ = images.count_flops(settings(), "dense")
     assert count == dense if row in ("dense", "psaq") else count < 0.7 * dense
 
 
 def test_every_row_asks_for_the_same_images_and_weight_of_the_total_variation():
     config = settings()
     for row in OPTIMISED:
-        asked = cells.options(config, row)
+        asked = images.inversion_settings(config, row)
         assert (asked["num_images"], asked["iterations"], asked["batch_size"]) == (config.images, config.iterations, config.batch_size)
         assert asked.get("tv_weight", config.tv_weight) == config.tv_weight
-    assert [cells.options(config, row)["division"] for row in ("pri2", "pri4", "pri7")] == [2, 4, 7]
+    assert [images.inversion_settings(config, row)["division"] for row in ("pri2", "pri4", "pri7")] == [2, 4, 7]
 
 
 # the table
@@ -154,18 +156,18 @@ def test_every_row_asks_for_the_same_images_and_weight_of_the_total_variation():
 
 def test_columns_by_seed_and_their_mean_and_deviation(tmp_path, capsys):
     for seed, (dense, pri) in enumerate([(60.0, 6.0), (64.0, 8.0)]):
-        cells.write(tmp_path, "dense", seed, seconds=dense, agreement=1.0, full=0.98, copy_curve=[{"step": 1}])
-        cells.write(tmp_path, "pri4", seed, seconds=pri, agreement=0.9 + 0.02 * seed, full=0.98)
-        cells.write(tmp_path, "gaussian", seed, seconds=0.1, full=0.98)
-    cells.write(tmp_path, "dense", 1, copy=0.5)  # known for one seed of two
+        write_columns(tmp_path, "dense", seed, seconds=dense, agreement=1.0, full=0.98, copy_curve=[{"step": 1}])
+        write_columns(tmp_path, "pri4", seed, seconds=pri, agreement=0.9 + 0.02 * seed, full=0.98)
+        write_columns(tmp_path, "gaussian", seed, seconds=0.1, full=0.98)
+    write_columns(tmp_path, "dense", 1, copy=0.5)  # known for one seed of two
     rows = ["gaussian", "dense", "pri4"]
     noise, dense, pri = found = run.collect(tmp_path, 2, rows)
     assert [row["method"] for row in found] == rows
     assert dense["seconds"] == [60.0, 64.0]
     assert dense["speedup"] == [1.0, 1.0]
     assert pri["speedup"] == [10.0, 8.0]  # of the same seed
-    cells.write(tmp_path, "real", 0, seconds=0.1)
-    cells.write(tmp_path, "real", 1, seconds=0.1)
+    write_columns(tmp_path, "real", 0, seconds=0.1)
+    write_columns(tmp_path, "real", 1, seconds=0.1)
     assert all("speedup" not in row for row in (noise, run.collect(tmp_path, 2, [*rows, "real"])[-1]))
     assert "copy" not in dense
     assert "copy_curve" not in dense
@@ -185,7 +187,7 @@ def test_columns_by_seed_and_their_mean_and_deviation(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--data", "cifar10"], "cifar10 needs a teacher"),
-        *(([f"--{name}", "0"], f"{name} must be at least 1, got 0") for name in COUNTS),
+        *(([f"--{name}", "0"], f"{name} must be at least 1, got 0") for name in (count.replace("_", "-") for count in COUNTS)),
         (["--tv-weight", "nan"], "tv_weight must be"),
         (["--teacher", "/nowhere"], "/nowhere"),
     ],
@@ -248,16 +250,16 @@ def test_a_run_fills_every_cell(made):
     config = json.loads((made / "config.json").read_text())
     assert config == asdict(settings(*TINY))
     for row in ("gaussian", "pri7"):
-        cell = cells.read(made, row, 0)
+        cell = read_columns(made, row, 0)
         assert set(COLUMNS) | {"seconds", "confidence"} <= set(cell)
         assert all(0 <= cell[name] <= 1 for name in COLUMNS)
         assert cell["full"] > 0.9  # the teacher on real digits
-        for name in cells.STUDENTS:
+        for name in STUDENTS:
             assert [point["step"] for point in cell[f"{name}_curve"]] == [1, 2, 3, 4, 5]
             assert cell[f"{name}_curve"][-1]["seconds"] > 0
-        assert len(cells.smi.SparseImages.load(made / "seed0" / row / "images")) == 42
-    assert abs(cells.read(made, "pri7", 0)["flops_ratio"] - 1) < FLOPS
-    assert "gflops" not in cells.read(made, "gaussian", 0)
+        assert len(SparseImages.load(made / "seed0" / row / "images")) == 42
+    assert abs(read_columns(made, "pri7", 0)["flops_ratio"] - 1) < FLOPS
+    assert "gflops" not in read_columns(made, "gaussian", 0)
 
 
 def state(folder):
@@ -265,7 +267,7 @@ def state(folder):
 
 
 def test_what_is_finished_is_not_made_again(folder, capsys):
-    cells.write(folder, "pri7", 0, copy=0.123)
+    write_columns(folder, "pri7", 0, copy=0.123)
     before = state(folder)
     assert run.main([*TINY, "--folder", str(folder), "--no-append"]) == 0
     assert state(folder) == before
@@ -275,11 +277,11 @@ def test_what_is_finished_is_not_made_again(folder, capsys):
 
 
 def test_a_column_that_is_missing_is_made_and_no_other(folder, capsys):
-    cell = cells.read(folder, "pri7", 0)
+    cell = read_columns(folder, "pri7", 0)
     kept = {name: value for name, value in cell.items() if name != "agreement"}
     (folder / "seed0" / "pri7" / "cell.json").write_text(json.dumps({**kept, "full": 0.5}))
     assert run.main([*TINY, "--folder", str(folder), "--no-append"]) == 0
-    assert cells.read(folder, "pri7", 0) == {**cell, "full": 0.5}
+    assert read_columns(folder, "pri7", 0) == {**cell, "full": 0.5}
     assert [line.split(":")[1].split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("seed")] == ["agreement"]
 
 
@@ -307,10 +309,10 @@ def test_tables_of_mixed_settings_are_never_appended(folder, results):
 
 def test_a_student_half_way_with_other_settings_begins_anew_when_forced(folder, monkeypatch):
     command = [*TINY, "--folder", str(folder), "--no-append"]
-    cell = {name: value for name, value in cells.read(folder, "pri7", 0).items() if not name.startswith("copy")}
+    cell = {name: value for name, value in read_columns(folder, "pri7", 0).items() if not name.startswith("copy")}
     (folder / "seed0" / "pri7" / "cell.json").write_text(json.dumps(cell))  # as killed between the student and its cell
     assert run.main([*command, "--copy-steps", "3", "--force"]) == 0
-    assert [point["step"] for point in cells.read(folder, "pri7", 0)["copy_curve"]] == [1, 2, 3]
+    assert [point["step"] for point in read_columns(folder, "pri7", 0)["copy_curve"]] == [1, 2, 3]
 
 
 def test_rows_are_appended_once(folder, results, capsys):
@@ -325,11 +327,11 @@ def test_rows_are_appended_once(folder, results, capsys):
         assert row["config"] == json.loads((folder / "config.json").read_text())
         assert {"commit", "dirty", "device", "torch", "time"} <= set(row)
         assert "run" not in row  # the newest run of the suites stays the newest
-        assert all(row[name] == [cells.read(folder, row["method"], 0)[name]] for name in ("seconds", *COLUMNS))
+        assert all(row[name] == [read_columns(folder, row["method"], 0)[name]] for name in ("seconds", *COLUMNS))
     assert run.main(command) == 0
     assert run.main([*command, "--rows", "pri7"]) == 0  # a part of what is there
     assert record.read(results) == rows
-    cells.write(folder, "gaussian", 0, copy=0.0)
+    write_columns(folder, "gaussian", 0, copy=0.0)
     assert run.main(command) == 0
     assert record.read(results)[:3] == rows
     assert [row["method"] for row in record.read(results)[3:]] == ["gaussian"]
@@ -354,9 +356,9 @@ def values(cell):
 
 @pytest.mark.slow
 def test_killed_ten_times_at_random_moments(made, tmp_path):
-    folder, log, columns = tmp_path / "out", tmp_path / "log", [name for name in COLUMNS if name not in cells.QUANTISED]
+    folder, log, columns = tmp_path / "out", tmp_path / "log", [name for name in COLUMNS if name not in QUANTISED]
     command = [*TINY, "--columns", *columns, "--folder", str(folder), "--no-append"]
-    subprocess.run([sys.executable, "-m", "tests.bench.killer", "10", *map(str, (folder, made, log)), *command], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-m", "tests.bench.evidence.killer", "10", *map(str, (folder, made, log)), *command], check=True, cwd=ROOT)
     ended, states = read(folder), json.loads(log.with_suffix(".states").read_text())
     assert len(states) == 10
     assert len({json.dumps(state) for state in states}) > 4  # spread over the work
@@ -370,7 +372,7 @@ def test_killed_ten_times_at_random_moments(made, tmp_path):
     whole = read(made)
     assert set(ended) == set(whole)
     for name in (name for name in whole if name.endswith("cell.json")):
-        same = {column: value for column, value in values(json.loads(whole[name])).items() if column not in cells.QUANTISED}
+        same = {column: value for column, value in values(json.loads(whole[name])).items() if column not in QUANTISED}
         assert values(json.loads(ended[name])) == same
     told = re.findall(r"^(seed 0  .+: \w+) [\d.]+$", log.read_text(), re.MULTILINE)
     assert len(told) == len(set(told)) >= len(columns)  # a line is lost where a kill falls between a column and its line
@@ -392,6 +394,6 @@ def test_workers_end_with_the_command_that_is_killed(made, tmp_path):
     assert psutil.wait_procs(workers, timeout=30)[1] == []
     assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
     for row in ("gaussian", "pri7"):
-        whole, cell = values(cells.read(made, row, 0)), values(cells.read(folder, row, 0))
+        whole, cell = values(read_columns(made, row, 0)), values(read_columns(folder, row, 0))
         assert cell == {column: value for column, value in whole.items() if column in cell}
         assert {"agreement", "copy"} <= set(cell)
