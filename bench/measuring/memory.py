@@ -1,4 +1,4 @@
-"""What a step keeps for backward, and what a process needs at its peak.
+"""Bytes of a step's saved activations, and the peak memory of a process that takes steps.
 
 One process measures one side and prints its peak above idle as JSON:
 
@@ -25,7 +25,7 @@ STEPS = 2  # of the measured process
 
 
 def measure_memory(case: MemoryCase, device: torch.device) -> list[dict]:
-    """What each side keeps for backward, and the peak of a process of its own above its level with the model loaded."""
+    """Rows of all sides: bytes of saved activations, and the peak of a process of its own above its level with the model loaded."""
     rows = []
     model = build_model(case.model, {}, device)
     for side in case.sides:
@@ -39,7 +39,7 @@ def measure_memory(case: MemoryCase, device: torch.device) -> list[dict]:
 
 
 def peak_of(side: str, model: str, batch: int, active: int | None, options: dict, device: torch.device, threads: int | None = None) -> dict:
-    """{"idle_bytes", "peak_above_idle_bytes", ...} of a process of its own that loads the model, which is idle, and takes a few steps of one side."""
+    """What `measure_process` finds in a process of its own. Raises RuntimeError where that process fails."""
     command = [sys.executable, "-m", "bench.measuring.memory", "--side", side, "--model", model, "--batch", str(batch), "--device", str(device)]
     command += ["--options", json.dumps(options)] + (["--active", str(active)] if active else []) + (["--threads", str(threads)] if threads else [])
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -81,7 +81,11 @@ class ProcessMemory:
 
 
 def measure_process(side: str, model: str, batch: int, active: int | None, options: dict, device: torch.device) -> dict:
-    """The peak of this process above its level with the model loaded."""
+    """{"idle_bytes", "peak_above_idle_bytes", "since", "resolved"}: memory of this process with the model loaded; its peak above that in STEPS
+    steps.
+
+    On CUDA it is what torch has allocated on the device, else resident memory, whose peak counts from what `since` names.
+    """
     network = build_model(model, options, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -56,18 +56,24 @@ def environment(device: torch.device) -> dict:
     return commit() | about | info["versions"] | {"system": f"{platform.system()} {platform.machine()}"} | when
 
 
+def origin() -> dict:
+    """Where a baseline comes from."""
+    about = environment(torch.device("cpu"))
+    return {name: about[name] for name in ("commit", "dirty", "device", "system", "python", "torch", "triton", "timm", "time")}
+
+
 def now() -> str:
     """Coordinated universal time, to the second."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def device_class(device: torch.device, threads: int | None = None) -> str:
+def device_class(device: torch.device) -> str:
     """What a baseline of ratios is valid for: for example cuda-sm_90, cpu-avx2-2threads, cpu-avx512-bf16-1threads."""
     if device.type == "cuda":
         return f"cuda-{verification.architecture(device)}"
     widths = torch.backends.cpu.get_cpu_capability().lower()
     native = "-bf16" if torch.cpu._is_avx512_bf16_supported() else ""
-    return f"cpu-{widths}{native}-{torch.get_num_threads() if threads is None else threads}threads"
+    return f"cpu-{widths}{native}-{torch.get_num_threads()}threads"
 
 
 def results_file(device_name: str) -> Path:
@@ -93,9 +99,3 @@ def newest_run(rows: list[dict]) -> list[dict]:
     """The rows of the last run of the suites."""
     runs = [row["run"] for row in rows if "run" in row]
     return [row for row in rows if row.get("run") == max(runs)] if runs else []
-
-
-def origin() -> dict:
-    """Where a baseline comes from."""
-    about = environment(torch.device("cpu"))
-    return {name: about[name] for name in ("commit", "dirty", "device", "system", "python", "torch", "triton", "timm", "time")}

@@ -3,10 +3,10 @@ consult (kernels/tuned.py).
 
     python -m bench.tune                              every operation; what an interrupted run had finished is kept
     python -m bench.tune --only attention             some operations
-    python -m bench.tune --again                      finished ones, too
+    python -m bench.tune --again                      those that an earlier run finished, too
 
 Runs offline from the repository's root, also where the package is not installed, with torch and triton alone. For every slot of the tile tables
-(bench/tune_slots.py) the search starts at the built-in tile and goes to the fastest of its neighbours until none is faster. A candidate is checked
+(bench/tune/slots.py) the search starts at the built-in tile and goes to the fastest of its neighbours until none is faster. A candidate is checked
 against float64 before it is timed; one that is wrong, spills registers or does not fit is left out, and the table says why. The built-in tile stays
 unless another's 20 to 80 % band lies below its own.
 """
@@ -42,7 +42,7 @@ class Refused(Exception):
 
 
 class Found(NamedTuple):
-    """The tile to keep for a slot, its time and that of the built-in one in seconds, and what became of the others."""
+    """The tile to keep for a slot, its time and that of the built-in one in seconds, how many were timed, and why the others were not."""
 
     tile: Tile
     built_in: Tile
@@ -67,11 +67,11 @@ def time_all(runs: dict[Tile, Callable[[], object]], device: torch.device, round
     return timing.alternate({tile: timing.captured(run, device) for tile, run in runs.items()}, device, rounds)
 
 
-# ---- one candidate: is it right, does it fit
+# ---- one candidate: whether it is right and fits
 
 
 def results(slot: Slot, version: str, args: tuple) -> tuple[torch.Tensor, ...]:
-    """What raw `function` of the slot returns, or the copies of its arguments that it writes."""
+    """What the slot's raw function returns, or the copies of its arguments that it writes."""
     args = tuple(arg.clone() if i in slot.written else arg for i, arg in enumerate(args))
     returned = comparison.as_tuple(getattr(dispatch.load(slot.operation, version), slot.function)(*args))
     return slot.defined(args, tuple(args[i] for i in slot.written) or returned)
@@ -190,18 +190,18 @@ def search(slot: Slot, device: torch.device, timer: Timer = time_all, launched=c
 
     timed = {built_in}
     while True:
-        fresh = []
+        candidates = []
         for tile in (t for t in neighbours(best, slot.axes) if t not in met):
             met.add(tile)
             try:
                 check(slot, tile, truths, launched)
-                fresh.append(tile)
+                candidates.append(tile)
             except Refused as reason:
                 refused[str(reason)] += 1
-        if not fresh:
+        if not candidates:
             break
-        timed.update(fresh)
-        samples = timer({tile: run(tile) for tile in (best, *fresh)}, device, ROUNDS)
+        timed.update(candidates)
+        samples = timer({tile: run(tile) for tile in (best, *candidates)}, device, ROUNDS)
         winner = min(samples, key=lambda tile: timing.quantiles(samples[tile]).median)
         if winner == best:
             break
@@ -217,7 +217,7 @@ def search(slot: Slot, device: torch.device, timer: Timer = time_all, launched=c
 
 
 def source_of(operation: str) -> str:
-    """A digest of what decides about a tile: the operation's kernels, and what they share."""
+    """A digest of the sources that a tile's time depends on: the operation's kernels, and what they share."""
     folder = KERNELS / operation
     digest = hashlib.sha256()
     for path in (folder / "kernel.py", folder / "tiles.py", KERNELS / "matmul.py"):
@@ -234,6 +234,7 @@ def finished(path: Path, operation: str, again: bool) -> dict[str, dict]:
 
 
 def made_with(operation: str) -> dict[str, str]:
+    """With other versions or sources than these, tiles are timed again."""
     return {"triton": verification.installed("triton"), "torch": torch.__version__, "source": source_of(operation)}
 
 
@@ -275,6 +276,7 @@ def tune(
 
 
 def line(slot: Slot, found: Found) -> str:
+    """What became of a slot, for the terminal."""
     kept = f"keeps {found.built_in}" if found.tile == found.built_in else f"{found.built_in} -> {found.tile}"
     times = f"{found.built_in_seconds * 1e6:.1f} -> {found.seconds * 1e6:.1f} us"
     reasons = "".join(f"; {count} left out: {reason}" for reason, count in found.refused.items())

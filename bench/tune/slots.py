@@ -1,4 +1,4 @@
-"""What `bench.tune` times: data. Every slot of the tile tables that is worth it, the arguments that meet it, the values its numbers may take."""
+"""What `bench.tune` times, as data: the slots of the tile tables, the arguments that ask for them, the values that their numbers may take."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -66,13 +66,13 @@ def norm_slots() -> Iterator[Slot]:
         yield Slot("layer_norm", f"bwd/d{BD}/2", "backward", backward, axes)
 
 
-PRODUCT = {"BM": powers(32, 256), "BN": powers(32, 256), "BK": powers(32, 128), "warps": powers(4, 8), "stages": (1, 2, 3, 4, 5)}
+GEMM = {"BM": powers(32, 256), "BN": powers(32, 256), "BK": powers(32, 128), "warps": powers(4, 8), "stages": (1, 2, 3, 4, 5)}
 
 
-def product_slot(operation: str, kernel: str, function: str, N: int, K: int, rows: int, arguments: Callable) -> Slot:
-    """A product with result [rows, N] and contraction K. arguments: device, rows -> raw arguments."""
+def gemm_slot(operation: str, kernel: str, function: str, N: int, K: int, rows: int, arguments: Callable) -> Slot:
+    """A GEMM with result [rows, N] and inner dimension K. arguments: device, rows -> raw arguments."""
     name = f"{kernel}/{N}x{K}/m{1 << (rows - 1).bit_length()}/2"
-    return Slot(operation, name, function, lambda device: [arguments(device, rows)], PRODUCT)
+    return Slot(operation, name, function, lambda device: [arguments(device, rows)], GEMM)
 
 
 def gelu_slots() -> Iterator[Slot]:
@@ -88,8 +88,8 @@ def gelu_slots() -> Iterator[Slot]:
             grad, h = draw(device, torch.bfloat16, 2, rows, hidden).unbind()
             return grad, h, weight, "gelu"
 
-        yield product_slot("linear_gelu", "fwd", "forward", hidden, width, BATCH * tokens, forward)
-        yield product_slot("linear_gelu", "bwd", "backward", width, hidden, BATCH * tokens, backward)
+        yield gemm_slot("linear_gelu", "fwd", "forward", hidden, width, BATCH * tokens, forward)
+        yield gemm_slot("linear_gelu", "bwd", "backward", width, hidden, BATCH * tokens, backward)
 
 
 def residual_slots() -> Iterator[Slot]:
@@ -100,13 +100,13 @@ def residual_slots() -> Iterator[Slot]:
                 weight, bias = draw(device, torch.bfloat16, width, inner, scale=inner**-0.5), draw(device, torch.bfloat16, width)
                 return draw(device, torch.bfloat16, rows, inner), weight, bias, draw(device, torch.bfloat16, rows, width), None
 
-            yield product_slot("linear_residual", "fwd", "forward", width, inner, BATCH * tokens, forward)
+            yield gemm_slot("linear_residual", "fwd", "forward", width, inner, BATCH * tokens, forward)
 
         def backward(device, rows, width=width):
             weight = draw(device, torch.bfloat16, width, 4 * width, scale=(4 * width) ** -0.5)
             return draw(device, torch.bfloat16, rows, width), weight, None, draw(device, torch.bfloat16, rows, 4 * width), "gelu"
 
-        yield product_slot("linear_residual", "bwd_gelu", "backward_gelu", 4 * width, width, BATCH * tokens, backward)
+        yield gemm_slot("linear_residual", "bwd_gelu", "backward_gelu", 4 * width, width, BATCH * tokens, backward)
 
 
 # ---- attention, cls_attention
@@ -160,7 +160,7 @@ def typical(low: int, high: int) -> tuple[int, ...]:
 
 
 def classes(entries: tuple, architecture: int, longest: int) -> Iterator[tuple[int, int, str]]:
-    """Shortest and longest sequence of every entry that an architecture uses, and its name. An entry without end is parted by powers of two."""
+    """Shortest and longest sequence of every entry that an architecture uses, and its name. An entry without end is split at powers of two."""
     low = 1
     for entry in (e for e in entries if tiles.first(entries, e.n, architecture) is e):
         while low <= min(entry.n, longest):
