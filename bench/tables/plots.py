@@ -7,26 +7,25 @@ from smi.inversion.schedules import make_schedule
 from smi.models.vit import ViT
 
 from ..cases.suites import BASE, ITERATIONS, TINY
+from .results import DENSE, METHODS, TITLES, Results, vit_of
 
 SIDES = {"ours": "C0", "compiled": "C2", "eager": "C1"}
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
-KEPT = 9  # elements per token, layer and width that backward needs: qkv, twice the MLP's hidden layer's share (4), two norms' inputs
+SAVED = 9  # activations per token, layer and width that backward needs: qkv (3), the MLP's hidden layer (4), two norms' inputs
 
 
-def plot_speedups(results, path: Path) -> Path | None:
-    """Finished images per second over dense eager; None where there is nothing to draw. results: `paper.Results`."""
-    from ..paper import METHODS, TITLES, vit_of
-
+def plot_speedups(results: Results, path: Path) -> Path | None:
+    """Finished images per second over dense eager; None where there is nothing to draw."""
     figure, axes = new_figure(len((TINY, BASE)))
     drawn = False
     for axis, model in zip(axes, (TINY, BASE), strict=True):
-        base, vit = results.images_per_second(model, METHODS[0], "eager"), vit_of(model)
+        base, vit = results.images_per_second(model, DENSE, "eager"), vit_of(model)
         if not base:
             nothing(axis, TITLES[model])
             continue
         drawn = True
         schedules = {m: make_schedule(m.method, vit.num_patches, ITERATIONS, **m.options) for m in METHODS}
-        dense = cost.image_flops(vit, schedules[METHODS[0]], cls_only=True)
+        dense = cost.image_flops(vit, schedules[DENSE], cls_only=True)
         for side, above in (("ours", 7), ("eager", -12)):  # points of the two may lie on one another
             points = {m: results.images_per_second(model, m, side) for m in METHODS}
             points = {m: value / base for m, value in points.items() if value}
@@ -43,10 +42,8 @@ def plot_speedups(results, path: Path) -> Path | None:
     return save(figure, path) if drawn else None
 
 
-def plot_tokens(results, path: Path) -> Path | None:
-    """Milliseconds of a step against tokens, every side, and the floor that the measured product and copy rates set."""
-    from ..paper import TITLES, vit_of
-
+def plot_tokens(results: Results, path: Path) -> Path | None:
+    """Milliseconds of a step against tokens, every side, and the floor that the measured GEMM and copy rates set."""
     figure, axes = new_figure(len((TINY, BASE)))
     drawn = False
     for axis, model in zip(axes, (TINY, BASE), strict=True):
@@ -71,12 +68,11 @@ def plot_tokens(results, path: Path) -> Path | None:
 
 
 def floor_ms(vit: ViT, batch: int, active: int, dtype: str, about: dict) -> float:
-    """The longer of: the step's products at the measured product rate; its weights read twice and what backward needs written and read, at the copy
-    rate."""
+    """The longer of: the step's GEMMs at their measured rate; its weights read twice and saved activations written and read, at the copy rate."""
     flops = batch * cost.step_flops(vit, active, cls_only=True)
     weights = sum(tensor.numel() for tensor in vit.tensors())
-    kept = batch * (active + vit.num_prefix) * KEPT * vit.embed_dim * len(vit.blocks)
-    moved = BYTES[dtype] * 2 * (weights + kept)
+    saved = batch * (active + vit.num_prefix) * SAVED * vit.embed_dim * len(vit.blocks)
+    moved = BYTES[dtype] * 2 * (weights + saved)
     return 1e3 * max(flops / about["product_gigaflops"][dtype], moved / about["copy_gigabytes_per_second"]) / 1e9
 
 
