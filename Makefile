@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help demo test lint kernels bench bench-quick bench-check gpu gpu-tune cpu-attention teacher clean
+.PHONY: help demo test lint kernels bench bench-quick bench-check tables gpu gpu-tune cpu-attention teacher clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,9 @@ bench-quick: $(VENV)/installed ## the key figures (2 minutes)
 
 bench-check: $(VENV)/installed ## fail if something regressed: FLOPs, bytes kept, compiled kernels, speed-ups against the committed baselines
 	$(RUN) bench.check
+
+tables: $(VENV)/installed ## render the measured tables of README and docs from the rows in bench/results
+	$(RUN) bench.tables
 
 gpu: ## on a CUDA machine, with its own python3: check and time kernels, steps, whole runs and memory (about 8 minutes)
 	$(PYTHON) -m bench.gpu && $(PYTHON) -m bench.tables.verified

@@ -2,21 +2,19 @@
 
 python -m bench.tables.verified            rewrite it
 python -m bench.tables.verified --check    exit 1 if it is not what the result files give
+
+For each GPU architecture it lists verdicts: an operation, version, dtype and class of sizes, whether the results were correct, and the speed
+over stock PyTorch. Where a verdict says correct and faster, `smi.kernels.dispatch` chooses that version on such a GPU without a check of its own.
 """
 
 import json
 import sys
-from pathlib import Path
 
 from smi.files import write_json
 from smi.kernels import verification
 
-RESULTS = Path(__file__).parents[1] / "results"
-
-
-def rows(folder: Path = RESULTS) -> list[dict]:
-    """All rows of all devices, oldest first within a device."""
-    return [json.loads(line) for path in sorted(folder.glob("*.jsonl")) for line in path.read_text().splitlines() if line.strip()]
+from ..files import write_json
+from .rows import read_all
 
 
 def table(rows: list[dict]) -> dict:
@@ -31,7 +29,7 @@ def table(rows: list[dict]) -> dict:
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    made = table(rows())
+    made = table(read_all())
     if "--check" in arguments:
         same = json.loads(verification.VERIFIED.read_text()) == made
         print(f"{verification.VERIFIED.name} is " + ("as the result files give" if same else "out of date: run python -m bench.tables.verified"))

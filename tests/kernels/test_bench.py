@@ -18,7 +18,7 @@ from bench.measuring import record
 from bench.measuring.ceilings import Ceilings, measure_ceilings
 from bench.sides import plain_operations
 from bench.tables import terminal, verified
-from smi import files
+from bench.tables.rows import read_all
 from smi.kernels import comparison, dispatch, timing
 from smi.kernels.verification import VERIFIED
 
@@ -126,7 +126,7 @@ def test_a_whole_run_on_the_cpu(small, monkeypatch, tmp_path, capsys):
     timed = [row for row in rows if row["kind"] == "case" and "not_timed" not in row]
     assert [row["side"] for row in timed if row["side"] != "cpu"] == ["stock", "eager"]
     assert all(row["resolved"] in dispatch.VERSIONS and len(row["warm_us"]) == 3 and row["commit"] == "0" for row in timed)
-    assert verified.table(verified.rows(tmp_path))["architectures"]["sm_90"][0]["operation"] == "layer_norm"
+    assert verified.table(read_all(tmp_path))["architectures"]["sm_90"][0]["operation"] == "layer_norm"
     assert "layer_norm triton" in capsys.readouterr().out
     assert gpu.measure_operations(CPU, ["layer_norm"], 0.0, compiled=False) == 0
     assert "no time left for layer_norm 2x5 tokens: run again with --only" in capsys.readouterr().out
@@ -145,16 +145,16 @@ def verdict_row(**changes):
 
 def test_verified_takes_the_last_clean_verdict(tmp_path):
     rows = [verdict_row(), verdict_row(speedup=2.0), verdict_row(speedup=9.0, dirty=True), {"kind": "case"}, verdict_row(architecture="sm_80")]
-    record.append(tmp_path / "x.jsonl", rows[:2])
-    record.append(tmp_path / "x.jsonl", rows[2:])
-    made = verified.table(verified.rows(tmp_path))["architectures"]
+    gpu.append(tmp_path / "x.jsonl", rows[:2])
+    gpu.append(tmp_path / "x.jsonl", rows[2:])
+    made = verified.table(read_all(tmp_path))["architectures"]
     assert list(made) == ["sm_80", "sm_90"]
     assert [v["speedup"] for v in made["sm_90"]] == [2.0]
 
 
 def test_verified_table_is_what_the_result_files_give(capsys):
     assert verified.main(["--check"]) == 0
-    assert json.loads(VERIFIED.read_text()) == verified.table(verified.rows())
+    assert json.loads(VERIFIED.read_text()) == verified.table(read_all())
 
 
 def test_results_file_is_named_after_the_device():

@@ -1,0 +1,70 @@
+"""Render the measured tables of all documents from the rows in bench/results.
+
+    python -m bench.tables            write them (make tables)
+    python -m bench.tables --check    write nothing; exit code 1 where a table differs from its rows, with its name
+    python -m bench.tables --unread   list rows that no table reads; exit code 1 where there are any
+    python -m bench.tables --list     the names of the tables
+
+In a document a table stands between two lines, and what is between them is replaced:
+
+    <!-- table: NAME (make tables) -->
+    <!-- end of table -->
+
+bench/results/paper.md is made again as a whole. Pictures are drawn by `python -m bench.paper`.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from smi.errors import InputError
+
+from ..files import write_text
+from .documents import TABLES, documents, rendered, unread
+from .rows import processor, read_all
+from .terminal import print_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a table differs")
+    one.add_argument("--unread", action="store_true", help="list rows that no table reads")
+    one.add_argument("--list", action="store_true", help="list the tables")
+    given = parser.parse_args(arguments)
+    if given.list:
+        print_table("tables", ["name", "what it shows"], [[name, make.__doc__] for name, make in TABLES.items()])
+        return 0
+    return _unread() if given.unread else _render(write=not given.check)
+
+
+def _render(write: bool) -> int:
+    rows, different, wrong = read_all(), 0, 0
+    for path in documents(ROOT):
+        name = path.relative_to(ROOT)
+        try:
+            text, changed = rendered(path, rows)
+        except InputError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            wrong += 1
+            continue
+        for table in changed:
+            print(f"{name}: the table {table} " + ("is rendered" if write else "differs from the rows: run make tables"))
+        if changed and write:
+            write_text(path, text)
+        different += len(changed)
+    return 1 if wrong or (different and not write) else 0
+
+
+def _unread() -> int:
+    found = unread(read_all())
+    for row in found:
+        print(f"{row.get('kind')} {row.get('case', row.get('model', ''))}, {row.get('side', '')}, {processor(row)}, commit {row['commit'][:7]}")
+    print(f"{len(found)} rows that no table reads")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

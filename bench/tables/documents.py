@@ -1,0 +1,69 @@
+"""The tables by their names, the documents that show them, and the rows that none reads."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..measuring import record
+from . import evidence, experiments, paper, speed, suites
+from .history import history
+from .markdown import Maker, render
+from .paper_file import made_again
+from .table import Table
+
+PATTERNS = ("*.md", "docs/**/*.md", "bench/**/*.md", "kernels/**/*.md", "csrc/**/*.md")
+PAPER = "paper"  # bench/results/paper.md as a whole
+
+
+def published(make) -> Maker:
+    """One of the published tables for every processor that the suites ran on."""
+
+    def tables(rows: Sequence[dict]) -> list[Table]:
+        return [make(results) for results in speed.by_processor(rows).values()]
+
+    tables.__doc__ = make.__doc__
+    return tables
+
+
+TABLES: dict[str, Maker] = {
+    "speed": speed.speed,
+    "steps": suites.steps,
+    "stages": suites.stages,
+    "scaling": suites.scaling,
+    "images-per-second": speed.images_per_second,
+    "whole-runs": suites.whole_runs,
+    "memory": suites.memory,
+    "operations": suites.operations,
+    "verdicts": suites.verdicts,
+    "evidence-digits": evidence.digits,
+    "evidence-cifar10": evidence.cifar10,
+    "evidence": evidence.every,
+    "demo": experiments.demo,
+    "int8": experiments.int8,
+    "agreement": experiments.agreement,
+    "cpu-attention": experiments.cpu_attention,
+    "history": history,
+    "throughput": published(paper.throughput),
+    "flops": published(paper.flops),
+    "paper-memory": published(paper.memory),
+    "rebirth": published(paper.rebirth),
+    "goals": published(paper.goals),
+}
+
+
+def documents(root: Path) -> list[Path]:
+    return sorted({path for pattern in PATTERNS for path in root.glob(pattern)})
+
+
+def rendered(path: Path, rows: Sequence[dict]) -> tuple[str, list[str]]:
+    """A document as the rows give it, and the names of its tables that differ from them."""
+    held = path.read_text()
+    if path == record.RESULTS / "paper.md":
+        made = made_again(path)
+        return made, [PAPER] if made != held else []
+    return render(held, TABLES, rows)
+
+
+def unread(rows: Sequence[dict]) -> list[dict]:
+    """Rows that no table reads."""
+    read = {id(row) for make in TABLES.values() for table in make(rows) for row in table.rows}
+    return [row for row in rows if id(row) not in read]

@@ -1,0 +1,99 @@
+"""Tables of `python -m bench.evidence`: what each method's images cost, and what they are worth."""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from ..evidence.one_method_and_seed import HEADINGS, QUANTISED, TITLES
+from .layout import Layout
+from .rows import Measurement, current
+from .table import Table, three_digits
+
+CONTROLS = ("gaussian", "psaq", "real")  # which do not depend on the weight of total variation
+Cell = Callable[[list[float]], str]
+
+
+def of_images(values: list[float]) -> str:
+    """Mean and deviation over seeds, in per cent."""
+    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{spread}"
+
+
+def mean_of_images(values: list[float]) -> str:
+    return f"{100 * statistics.mean(values):.1f}"
+
+
+def seconds(values: list[float], form: Callable[[float], str] = three_digits) -> str:
+    """Of the processor; nothing where they are too few to be counted, as for real images."""
+    mean = statistics.mean(values)
+    if mean < 1:
+        return f"{mean:.1f}" if mean >= 0.05 else ""
+    decimals = len(form(mean).partition(".")[2])
+    spread = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{form(mean)}{spread}"
+
+
+def whole_seconds(values: list[float]) -> str:
+    return seconds(values, "{:.0f}".format)
+
+
+def speedup(values: list[float]) -> str:
+    return f"{statistics.mean(values):.2f}x"
+
+
+COST: dict[str, tuple[str, Cell]] = {"core-seconds": ("seconds", seconds), "over dense": ("speedup", speedup)}
+STUDENTS: dict[str, tuple[str, Cell]] = {name: (name, of_images) for name in ("copy", "small", "trunk")}
+DIGITS = {**COST, "teacher agrees": ("agreement", of_images), "W4/A8": ("w4a8", mean_of_images), "W4/A3": ("w4a3", of_images), **STUDENTS}
+CIFAR10 = {name: column for name, column in DIGITS.items() if name not in ("small", "trunk")} | {"core-seconds": ("seconds", whole_seconds)}
+OTHER_WEIGHT = {"agrees, a_tv {}": "agreement", "W4/A3, {}": "w4a3", "copy, {}": "copy"}
+EVERY = {**COST, "teacher agrees": DIGITS["teacher agrees"], **{HEADINGS[name]: (name, of_images) for name in ("full", *QUANTISED)}, **STUDENTS}
+
+
+def cells(row: dict, columns: dict[str, tuple[str, Cell]]) -> list[str]:
+    return [form(row[key]) if key in row else "" for key, form in columns.values()]
+
+
+def _every(measurement: Measurement) -> list[list[str]]:
+    setting = "{data}, a_tv {tv_weight:g}".format(**measurement.about["config"])
+    return [[f"{setting}: {TITLES[row['method']]}", *cells(row, EVERY)] for row in measurement.rows]
+
+
+EVIDENCE = Layout("Evidence", ("images", *EVERY), _every)
+
+
+def _of(rows: Sequence[dict], data: str) -> list[Measurement]:
+    return [found for found in current(rows, "evidence") if found.about["config"]["data"] == data]
+
+
+def digits(rows: Sequence[dict]) -> list[Table]:
+    """What each method's images cost and are worth, on the digits."""
+    found = _of(rows, "digits")[-1:]
+    lines = [[TITLES[row["method"]], *cells(row, DIGITS)] for measurement in found for row in measurement.rows]
+    return [Table(["images", *DIGITS], lines, [row for measurement in found for row in measurement.rows])]
+
+
+def cifar10(rows: Sequence[dict]) -> list[Table]:
+    """The same on CIFAR-10, at the lowest weight of total variation, with some columns at the higher ones."""
+    first, *others = sorted(_of(rows, "cifar10"), key=lambda found: found.subject) or [None]
+    if first is None:
+        return []
+    lines = [[TITLES[row["method"]], *cells(row, CIFAR10)] for row in first.rows]
+    columns = ["images", *CIFAR10]
+    for other in others:
+        weight = _short(other.about["config"]["tv_weight"])
+        columns += [name.format(weight) for name in OTHER_WEIGHT]
+        by_method = {row["method"]: row for row in other.rows if row["method"] not in CONTROLS}
+        for line, row in zip(lines, first.rows, strict=True):
+            mine = by_method.get(row["method"], {})
+            line += [of_images(mine[key]) if key in mine else "" for key in OTHER_WEIGHT.values()]
+    return [Table(columns, lines, [row for found in (first, *others) for row in found.rows])]
+
+
+def _short(weight: float) -> str:
+    """5e-3"""
+    mantissa, exponent = f"{weight:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def every(rows: Sequence[dict]) -> list[Table]:
+    """All columns of all evidence."""
+    return EVIDENCE.tables(current(rows, "evidence"))
