@@ -18,8 +18,10 @@ from smi.images.forward import forward_sparse
 from smi.images.sparse_images import SparseImages
 from smi.models.by_name import load_model
 
-from ..measuring.record import append, environment, results_file
+from ..tables.experiments import AGREEMENT
+from ..tables.rows import measurements
 from ..tables.terminal import print_table
+from .result_rows import append_to_results, with_environment
 
 SIDES = {
     "reference float32": {"engine": "reference", "dtype": "float32"},
@@ -51,22 +53,22 @@ def shared(a: SparseImages, b: SparseImages) -> float:
     return statistics.fmean(same)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=56)
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
-    given = parser.parse_args()
-    teacher, cells = load_model("digits"), []
-    under = environment(torch.device("cpu")) | {"model": "digits", "iterations": given.iterations, "images": given.images}
-    del under["run"]  # of the suites
+    parser.add_argument("--no-append", action="store_true", help="leave bench/results as it is")
+    given = parser.parse_args(arguments)
+    teacher, rows = load_model("digits"), []
     for name in given.methods:
-        rows = compare(teacher, name, given)
-        append(results_file(under["device"]), [{"kind": "agreement", **row, **under} for row in rows])
-        cells += [(r["method"], r["side"], f"{r['same_patches']:.1%}", f"{r['loss']:.3f}", f"{r['agreement']:.1%}") for r in rows]
+        found = with_environment("agreement", compare(teacher, name, given))
+        if not given.no_append:
+            append_to_results(found)
+        rows += found
     title = f"embedded teacher, {given.images} images, {given.iterations} iterations, {given.seeds} seeds; patches as by {BASE}"
-    print_table(title, ("method", "engine", "same patches", "final loss", "agreement"), cells)
+    print_table(title, AGREEMENT.columns, [line for found in measurements(rows) for line in AGREEMENT.lines(found)])
 
 
 def compare(teacher: nn.Module, name: str, given: argparse.Namespace) -> list[dict]:
@@ -77,11 +79,12 @@ def compare(teacher: nn.Module, name: str, given: argparse.Namespace) -> list[di
             runs[side].append(one(teacher, METHODS[name], options, given.iterations, given.images, seed))
             _, loss, recognised = runs[side][-1]
             print(f"{name} {side}, seed {seed}: loss {loss:.3f}, agreement {recognised:.1%}", flush=True)
+    about = {"model": "digits", "iterations": given.iterations, "images": given.images, "seeds": given.seeds}
     rows = []
     for side, made in runs.items():
         patches = statistics.fmean(shared(a, b) for (a, _, _), (b, _, _) in zip(runs[BASE], made, strict=True))
         loss, recognised = (statistics.fmean(run[i] for run in made) for i in (1, 2))
-        rows.append({"method": name, "side": side, "same_patches": patches, "loss": loss, "agreement": recognised, "seeds": given.seeds})
+        rows.append(about | {"method": name, "side": side, "same_patches": patches, "loss": loss, "agreement": recognised})
     return rows
 
 

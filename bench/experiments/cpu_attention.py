@@ -2,16 +2,18 @@
 
     python -m bench.experiments.cpu_attention                          DeiT-Base at 47 tokens, batch 4: the figure
     python -m bench.experiments.cpu_attention --tokens 29 197 577      other sequences
-    python -m bench.experiments.cpu_attention --threads 1 2
+    python -m bench.experiments.cpu_attention --threads 1 2 --no-append
 
 The sides take turns in one run, some calls a turn after WARM that are not counted: what follows ten milliseconds of others finds every cache cold.
 Each time is a median over turns, with the smallest beside it: on a machine that does other work the ratio of the smallest is the steadier one. `sdpa
 in float32` is what a caller gets who converts to float32 around PyTorch's own attention. `ours` is the public operation, with autograd and fresh
-memory; `kernels` what it calls in C++, alone and into memory that stays; `engine` what the engine calls, which keeps less and recomputes P.
+memory; `kernels` what it calls in C++, alone and into memory that stays; `engine` what the engine calls, which saves less and recomputes P.
+Rows are appended to bench/results/<device>.jsonl, one for every side.
 """
 
 import argparse
 import ctypes
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -24,8 +26,12 @@ from smi.csrc import host
 from smi.kernels import dispatch
 from smi.kernels.attention import attention, cpu
 from smi.kernels.layers.recorded_pass import WHOLE
+from smi.kernels.timing import quantiles
 
+from ..tables.experiments import CPU_ATTENTION
+from ..tables.rows import measurements
 from ..tables.terminal import print_table
+from .result_rows import append_to_results, with_environment
 
 DTYPES = (torch.bfloat16, torch.float32)
 WARM = 3
@@ -89,25 +95,27 @@ def alternate(sides: dict[str, Callable], rounds: int, calls: int = 1, warm: int
     return seconds
 
 
-def measure(batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype, threads: int, rounds: int, calls: int) -> dict:
+def measure(tokens: int, dtype: torch.dtype, threads: int, given: argparse.Namespace) -> list[dict]:
+    """A row for every side: 20, 50 and 80 % quantiles over turns, the smallest, and both over sdpa's."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    qkv = torch.randn(batch, tokens, 3, heads, width).to(dtype)
-    grad = torch.randn(batch, tokens, heads * width).to(dtype)
+    qkv = torch.randn(given.batch, tokens, 3, given.heads, given.width).to(dtype)
+    grad = torch.randn(given.batch, tokens, given.heads * given.width).to(dtype)
     sides = {"sdpa": step(stock, qkv, grad), "sdpa in float32": step(in_float32, qkv, grad)}
     sides |= {"ours": step(attention, qkv, grad), "kernels": kernels_step(qkv, grad), "engine": engine_step(qkv, grad)}
-    seconds = alternate(sides, rounds, calls, WARM)
-    middle, least = ({name: f(values) * 1e3 for name, values in seconds.items()} for f in (statistics.median, min))
-    return {
-        "tokens": tokens,
-        "dtype": str(dtype).removeprefix("torch."),
-        "threads": threads,
-        **{f"{name} ms": f"{middle[name]:.2f} ({least[name]:.2f})" for name in sides},
-        **{f"{name} x": f"{middle['sdpa'] / middle[name]:.2f} ({least['sdpa'] / least[name]:.2f})" for name in ("ours", "kernels", "engine")},
-    }
+    milliseconds = {side: [s * 1e3 for s in seconds] for side, seconds in alternate(sides, given.rounds, given.calls, WARM).items()}
+    about = {"tokens": tokens, "width": given.width, "heads": given.heads, "batch": given.batch, "dtype": str(dtype).removeprefix("torch.")}
+    about |= {"threads": threads, "rounds": given.rounds, "calls": given.calls}
+    stock_median, stock_least = statistics.median(milliseconds["sdpa"]), min(milliseconds["sdpa"])
+    return [
+        about
+        | {"side": side, "ms": list(quantiles(turns)), "least_ms": min(turns)}
+        | {"over_sdpa": stock_median / statistics.median(turns), "least_over_sdpa": stock_least / min(turns)}
+        for side, turns in milliseconds.items()
+    ]
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", default=[47])
     parser.add_argument("--batch", type=int, default=4)
@@ -116,17 +124,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=20, help="turns of each side")
     parser.add_argument("--calls", type=int, default=30, help="calls a turn")
-    args = parser.parse_args()
+    parser.add_argument("--no-append", action="store_true", help="leave bench/results as it is")
+    given = parser.parse_args(arguments)
+    cases = itertools.product(given.tokens, DTYPES, given.threads)
     with dispatch.forced("cpu"), torch.autograd.set_multithreading_enabled(False):
-        rows = [
-            measure(args.batch, tokens, args.heads, args.width, dtype, threads, args.rounds, args.calls)
-            for tokens in args.tokens
-            for dtype in DTYPES
-            for threads in args.threads
-        ]
-    title = f"batch {args.batch}, {args.heads} heads of {args.width}; {torch.backends.cpu.get_cpu_capability()}"
-    title += f"; medians of {args.rounds} turns of {args.calls} calls, smallest in brackets; x: times as fast as sdpa"
-    print_table(title, list(rows[0]), [list(row.values()) for row in rows])
+        rows = with_environment("cpu_attention", [row for case in cases for row in measure(*case, given)])
+    if not given.no_append:
+        append_to_results(rows)
+    title = f"{torch.backends.cpu.get_cpu_capability()}; medians of {given.rounds} turns of {given.calls} calls, smallest in brackets"
+    print_table(title, CPU_ATTENTION.columns, [line for case in measurements(rows) for line in CPU_ATTENTION.lines(case)])
 
 
 if __name__ == "__main__":

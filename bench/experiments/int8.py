@@ -31,6 +31,8 @@ from smi.quantization.int8 import products_saturate
 
 from ..evidence.learning import learn
 from ..measuring.record import append, environment, results_file
+from ..tables.experiments import INT8
+from ..tables.rows import measurements
 from ..tables.terminal import print_table
 from .cpu_attention import alternate
 
@@ -134,22 +136,11 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(threads)  # in which a model learns, whatever was timed before
         rows += measure(name, given)
     under = environment(torch.device("cpu"))
+    rows = [under | row for row in rows]
     if not given.no_record:
-        append(results_file(under["device"]), [under | row for row in rows])
-    columns = ("model", "threads", "float32 ms", "int8 ms", "speed-up", "of smallest", "accuracy float32", "simulated", "int8", "agree", "reload")
-    print_table(f"W8/A8 on the CPU, batch {given.batch}, {torch.backends.cpu.get_cpu_capability()}", columns, [_cells(row) for row in rows])
-
-
-def _cells(row: dict) -> list[str]:
-    shares = [f"{row[key]:.1%}" for key in ("accuracy_float32", "accuracy_simulated", "accuracy_int8")]
-    times = [
-        f"{row['float32_seconds'] * 1e3:.1f}",
-        f"{row['int8_seconds'] * 1e3:.1f}",
-        f"{row['speedup']:.2f}x",
-        f"{row['speedup_of_smallest']:.2f}x",
-    ]
-    same = "same bits" if row["same_in_new_process"] else "DIFFERS"
-    return [row["model"], str(row["threads"]), *times, *shares, f"{row['agreement_with_simulation']:.1%}", same]
+        append(results_file(under["device"]), rows)
+    lines = [line for found in measurements(rows) for line in INT8.lines(found)]
+    print_table(f"W8/A8 on the CPU, batch {given.batch}, {torch.backends.cpu.get_cpu_capability()}", INT8.columns, lines)
 
 
 if __name__ == "__main__":
