@@ -13,16 +13,15 @@ import argparse
 import sys
 from pathlib import Path
 
+from smi.console import print_table
 from smi.environment import info_table
+from smi.files import write_text
 
-from .files import write_text
 from .measuring import record
-from .tables.paper import paper_tables
-from .tables.paper_file import as_markdown, suite_rows
+from .tables.paper import as_markdown, paper_tables, suite_rows
 from .tables.plots import plot_speedups, plot_tokens
 from .tables.results import Results
 from .tables.table import MISSING
-from .tables.terminal import print_table
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 import smi
+from smi.console import print_table
 from smi.images.forward import forward_sparse
 from smi.images.sparse_images import SparseImages
 from smi.models.by_name import load_model
 
 from ..tables.experiments import AGREEMENT
 from ..tables.rows import measurements
-from ..tables.terminal import print_table
 from .result_rows import append_to_results, with_environment
 
 SIDES = {

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smi.console import print_table
 from smi.csrc import host
 from smi.kernels import dispatch
 from smi.kernels.attention import attention, cpu
@@ -30,7 +31,6 @@ from smi.kernels.timing import quantiles
 
 from ..tables.experiments import CPU_ATTENTION
 from ..tables.rows import measurements
-from ..tables.terminal import print_table
 from .result_rows import append_to_results, with_environment
 
 DTYPES = (torch.bfloat16, torch.float32)

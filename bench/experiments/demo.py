@@ -11,13 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+from smi.console import print_table
 from smi.demo import demo
 from smi.errors import InputError
 from smi.report.runs import read_demo
 
 from ..tables.experiments import DEMO
 from ..tables.rows import measurements
-from ..tables.terminal import print_table
 from .result_rows import append_to_results, with_environment
 
 FOLDER = Path("out/demo")

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from smi import datasets, invert
+from smi.console import print_table
 from smi.kernels.comparison import relative_error
 from smi.models.by_name import load_model
 from smi.models.folder import DESCRIPTION, record_of, save_model
@@ -33,7 +34,6 @@ from ..evidence.learning import learn
 from ..measuring.record import append, environment, results_file
 from ..tables.experiments import INT8
 from ..tables.rows import measurements
-from ..tables.terminal import print_table
 from .cpu_attention import alternate
 
 CALIBRATION = 32  # images, as published

@@ -17,12 +17,13 @@ import argparse
 import sys
 from pathlib import Path
 
+from smi.console import print_table
 from smi.errors import InputError
+from smi.files import write_text
 
-from ..files import write_text
 from .documents import TABLES, documents, rendered, unread
+from .markdown import Rendered
 from .rows import processor, read_all
-from .terminal import print_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,21 +42,21 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _render(write: bool) -> int:
-    rows, different, wrong = read_all(), 0, 0
+    rows, different, refused = read_all(), 0, 0
     for path in documents(ROOT):
         name = path.relative_to(ROOT)
         try:
-            text, changed = rendered(path, rows)
+            made = rendered(path, rows)
         except InputError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            wrong += 1
-            continue
-        for table in changed:
+            made = Rendered("", [], [str(error)])
+        for reason in made.refused:
+            print(f"{name}: {reason}", file=sys.stderr)
+        for table in made.changed:
             print(f"{name}: the table {table} " + ("is rendered" if write else "differs from the rows: run make tables"))
-        if changed and write:
-            write_text(path, text)
-        different += len(changed)
-    return 1 if wrong or (different and not write) else 0
+        if made.changed and write:
+            write_text(path, made.text)
+        different, refused = different + len(made.changed), refused + len(made.refused)
+    return 1 if refused or (different and not write) else 0
 
 
 def _unread() -> int:

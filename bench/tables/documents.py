@@ -5,13 +5,12 @@ from pathlib import Path
 
 from ..measuring import record
 from . import evidence, experiments, paper, speed, suites
-from .history import history
-from .markdown import Maker, render
-from .paper_file import made_again
+from .history import history, older
+from .markdown import Maker, Rendered, render
 from .table import Table
 
 PATTERNS = ("*.md", "docs/**/*.md", "bench/**/*.md", "kernels/**/*.md", "csrc/**/*.md")
-PAPER = "paper"  # bench/results/paper.md as a whole
+PAPER = "paper"  # the name of bench/results/paper.md as a whole
 
 
 def published(make) -> Maker:
@@ -42,6 +41,7 @@ TABLES: dict[str, Maker] = {
     "agreement": experiments.agreement,
     "cpu-attention": experiments.cpu_attention,
     "history": history,
+    "older": older,
     "throughput": published(paper.throughput),
     "flops": published(paper.flops),
     "paper-memory": published(paper.memory),
@@ -54,13 +54,13 @@ def documents(root: Path) -> list[Path]:
     return sorted({path for pattern in PATTERNS for path in root.glob(pattern)})
 
 
-def rendered(path: Path, rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """A document as the rows give it, and the names of its tables that differ from them."""
+def rendered(path: Path, rows: Sequence[dict]) -> Rendered:
+    """A document as the rows give it."""
     held = path.read_text()
-    if path == record.RESULTS / "paper.md":
-        made = made_again(path)
-        return made, [PAPER] if made != held else []
-    return render(held, TABLES, rows)
+    if path != record.RESULTS / "paper.md":
+        return render(held, TABLES, rows)
+    made = paper.made_again(path)
+    return Rendered(made, [PAPER] if made != held else [], [])
 
 
 def unread(rows: Sequence[dict]) -> list[dict]:

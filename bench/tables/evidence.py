@@ -3,12 +3,14 @@
 import statistics
 from collections.abc import Callable, Sequence
 
-from ..evidence.one_method_and_seed import HEADINGS, QUANTISED, TITLES
-from .layout import Layout
-from .rows import Measurement, current
-from .table import Table, three_digits
+from smi.inversion.methods import GAUSSIAN, JUDGED, PSAQ, REAL
 
-CONTROLS = ("gaussian", "psaq", "real")  # which do not depend on the weight of total variation
+from ..evidence.one_method_and_seed import HEADINGS, QUANTISED
+from .rows import Measurement, current
+from .table import Layout, Table, three_digits
+
+TITLES = {method.key: method.title for method in JUDGED}
+CONTROLS = (GAUSSIAN.key, PSAQ.key, REAL.key)  # which do not depend on the weight of total variation
 Cell = Callable[[list[float]], str]
 
 

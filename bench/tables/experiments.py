@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 
-from .layout import Layout
 from .rows import Measurement, current
 from .suites import short
-from .table import Table, per_cent
+from .table import Layout, Table, per_cent
 
 CPU_OURS = ("ours", "kernels", "engine")
 CPU_SIDES = ("sdpa", "sdpa in float32", *CPU_OURS)

@@ -1,12 +1,12 @@
-"""What was measured before: every measurement that a later one supersedes, so that no row is read by nobody."""
+"""What was measured before, so that no row is read by nobody."""
 
 from collections.abc import Sequence
 
 from .evidence import EVIDENCE
 from .experiments import AGREEMENT, CPU_ATTENTION, DEMO, INT8, METHOD
-from .rows import commit, measurements, superseded
-from .suites import CASE, MEMORY, STEP, VERDICT, WHOLE
-from .table import Table
+from .rows import Measurement, commit, measurements, superseded
+from .suites import CASE, MEMORY, STEP, VERDICT, WHOLE, by_size, is_key
+from .table import Layout, Table
 
 LAYOUTS = {
     "step": STEP,
@@ -25,19 +25,19 @@ RETIRED = ("method",)  # kinds that are no longer measured and have no table of 
 
 
 def history(rows: Sequence[dict]) -> list[Table]:
-    """Superseded measurements, oldest first, a table for each kind."""
+    """How the key steps became faster: every measurement of each, oldest first."""
+    chosen = sorted((step for step in measurements(rows) if step.kind == "step" and is_key(step.about) and step.side("ours")), key=by_size)
+    return [_with_dates(STEP, [step for step in chosen if step.processor == name]) for name in dict.fromkeys(step.processor for step in chosen)]
+
+
+def older(rows: Sequence[dict]) -> list[Table]:
+    """Every measurement that a later one supersedes, and what is no longer measured; a table for each kind."""
     old = [found for found in superseded(rows) if found.kind not in RETIRED]
     old += [found for found in measurements(rows) if found.kind in RETIRED]
-    tables = []
-    for kind, layout in LAYOUTS.items():
-        mine = [measurement for measurement in old if measurement.kind == kind]
-        tables += [_with_dates(layout, mine)] if mine else []
-    return tables
+    by_kind = {kind: [found for found in old if found.kind == kind] for kind in LAYOUTS}
+    return [_with_dates(LAYOUTS[kind], mine, LAYOUTS[kind].title) for kind, mine in by_kind.items() if mine]
 
 
-def _with_dates(layout, mine) -> Table:
-    lines = []
-    for measurement in mine:
-        when = measurement.about.get("run") or measurement.about.get("time") or ""
-        lines += [[when[:10], commit(measurement.about), *line] for line in layout.lines(measurement)]
-    return Table(["date", "commit", *layout.columns], lines, layout.table(mine).rows, layout.title)
+def _with_dates(layout: Layout, found: Sequence[Measurement], title: str = "") -> Table:
+    lines = [[measurement.day, commit(measurement.about), *line] for measurement in found for line in layout.lines(measurement)]
+    return Table(["date", "commit", *layout.columns], lines, layout.table(found).rows, title)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from smi.errors import InputError
 
@@ -27,19 +28,30 @@ def as_markdown(tables: Sequence[Table]) -> str:
     return "\n".join(parts)
 
 
-def render(text: str, makers: Mapping[str, Maker], rows: Sequence[dict]) -> tuple[str, list[str]]:
-    """A document with its tables made of the rows, and the names of those that differ from what it held; raises InputError for a marker that cannot
-    be followed."""
-    done, changed = "", []
+class Rendered(NamedTuple):
+    """A document with its tables made of the rows; the names of those that differ from what it held; why others stand as they were."""
+
+    text: str
+    changed: list[str]
+    refused: list[str]
+
+
+def render(text: str, makers: Mapping[str, Maker], rows: Sequence[dict]) -> Rendered:
+    """Make the tables between their comments; raises InputError where a table has no end."""
+    done, changed, refused = "", [], []
     while begin := BEGIN.search(text):
         name, rest = begin[1], text[begin.end() :]
-        table, end, after = rest.partition(END)
-        if not end or BEGIN.search(table):
+        held, end, after = rest.partition(END)
+        if not end or BEGIN.search(held):
             raise InputError(f"the table {name} has no end: close it with {END}")
-        made = as_markdown(make(name, makers, rows))
-        changed += [name] if made != table else []
+        try:
+            made = as_markdown(make(name, makers, rows))
+        except InputError as error:
+            made = held
+            refused.append(str(error))
+        changed += [name] if made != held else []
         done, text = done + text[: begin.end()] + made + END, after
-    return done + text, changed
+    return Rendered(done + text, changed, refused)
 
 
 def make(name: str, makers: Mapping[str, Maker], rows: Sequence[dict]) -> list[Table]:

@@ -1,20 +1,31 @@
-"""The published tables: published, baseline here, ours here. Each is made of the `Results` of one processor."""
+"""The published tables: published, baseline here, ours here, each made of the `Results` of one processor; and bench/results/paper.md, which holds
+those of one device and names the command it is made by."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from smi import cost
+from smi.errors import InputError
+from smi.inversion.methods import COMPARED, DENSE, PRI7, SMI, Method
 from smi.inversion.schedules import make_schedule
 from smi.report.published import DENSE_ITS, PRI_OVER_DENSE, PRI_OVER_SMI, PUBLISHED, Published
 
 from ..cases import suites
-from ..cases.suites import BASE, ITERATIONS, TINY, WholeCase
-from .results import DENSE, METHODS, PRI7, SMI, TITLES, Rate, Results, vit_of
+from ..cases.suites import BASE, ITERATIONS, TINY
+from ..measuring import record
+from .markdown import table_lines
+from .results import TITLES, Rate, Results, vit_of
+from .rows import current, processor
 from .table import MISSING, Table, ratio
 
 MODELS = {title: model for model, title in TITLES.items()}
 CLAIMS = (f"{PRI_OVER_DENSE} over dense", f"{PRI_OVER_SMI} over SMI")
 ANY_BATCH = range(1, 1025)
+ABOUT = ("device", "device_class", "threads", "torch", "triton", "timm", "python", "time", "commit", "dirty")
+MADE_BY = re.compile(r"`python -m bench\.paper --device (?P<device>[\w-]+)(?P<all> --all-runs)?`")
+PICTURES = ("speedup", "tokens")
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,8 @@ def paper_tables(results: Results) -> list[Table]:
     return [throughput(results), flops(results), memory(results), rebirth(results), goals(results)]
 
 
-def method_of(line: Published) -> WholeCase:
-    return next(method for method in METHODS if method.method == line.method)
+def method_of(line: Published) -> Method:
+    return next(method for method in COMPARED if method.name == line.method)
 
 
 def _rows(rates: Iterable[Rate | None]) -> list[dict]:
@@ -76,7 +87,7 @@ def flops(results: Results) -> Table:
     lines = []
     for line in PUBLISHED:
         vit, method = vit_of(MODELS[line.model]), method_of(line)
-        schedule = make_schedule(method.method, vit.num_patches, ITERATIONS, **method.options)
+        schedule = make_schedule(method.name, vit.num_patches, ITERATIONS, **method.options)
         last = cost.step_flops(vit, schedule.patches_per_image, cls_only=True)
         mean = cost.trajectory_flops(vit, schedule, cls_only=True) / ITERATIONS
         cells = [f"{line.gflops:.2f}", f"{cost.published_gflops(vit, schedule):.2f}", f"{last / 1e9:.2f}", f"{mean / 1e9:.2f}"]
@@ -113,10 +124,10 @@ def rebirth(results: Results) -> Table:
     """Finished images per second of every method and side."""
     lines, read = [], []
     for model in (TINY, BASE):
-        rates = {(method, side): results.rate(model, method, side) for method in METHODS for side in ("eager", "ours")}
+        rates = {(method, side): results.rate(model, method, side) for method in COMPARED for side in ("eager", "ours")}
         images = {key: rate and rate.images for key, rate in rates.items()}
         others = [images[DENSE, "ours"], images[SMI, "ours"], images[DENSE, "eager"]]
-        for method in METHODS:
+        for method in COMPARED:
             here = [images[method, side] for side in ("eager", "ours")]
             claim = ", ".join(CLAIMS) if method == PRI7 else ""
             cells = [f"{value:.5f}" if value else MISSING for value in here]
@@ -145,3 +156,34 @@ def goals(results: Results) -> Table:
 
 def _of_peak(row: dict | None) -> str:
     return f"{row['share_of_products']:.0%} ({row['dtype']})" if row and row.get("share_of_products") else MISSING
+
+
+def suite_rows(device: str, all_runs: bool) -> list[dict]:
+    """What the suites measured on the processor that they last ran on: in the last run, or of every case in the last run that has it."""
+    rows = [row for row in record.read(record.RESULTS / f"{device}.jsonl") if "suite" in row]
+    rows = [row for row in rows if processor(row) == processor(rows[-1])]
+    if not all_runs:
+        return record.newest_run(rows)
+    last = {id(row) for kind in ("memory", "step", "whole", "case") for measurement in current(rows, kind) for row in measurement.rows}
+    return [row for row in rows if id(row) in last]
+
+
+def as_markdown(results: Results, device: str, all_runs: bool, pictures: Iterable[str]) -> str:
+    """Where it was measured, the tables, the pictures."""
+    about = ", ".join(f"{key} {results.about[key]}" for key in ABOUT if key in results.about)
+    command = f"python -m bench.paper --device {device}{' --all-runs' if all_runs else ''}"
+    lines = ["# Published, baseline, ours", "", f"Made by `{command}`. Measured on {about}.", ""]
+    for table in paper_tables(results):
+        lines += [f"## {table.title}", "", *table_lines(table), ""]
+    return "\n".join(lines + [f"![{picture}]({picture}.png)\n" for picture in pictures])
+
+
+def made_again(path: Path) -> str:
+    """A paper.md as the rows give it now, by the command that it names; raises InputError where they do not."""
+    found = MADE_BY.search(path.read_text())
+    rows = suite_rows(found["device"], bool(found["all"])) if found else []
+    if not rows:
+        reason = f"holds the tables of {found['device']}, of which there are no rows" if found else "does not name the command that made it"
+        raise InputError(f"{path.name} {reason}: run python -m bench.paper")
+    pictures = [name for name in PICTURES if path.with_name(f"{name}.png").exists()]
+    return as_markdown(Results(rows), found["device"], bool(found["all"]), pictures)

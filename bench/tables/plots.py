@@ -3,11 +3,13 @@
 from pathlib import Path
 
 from smi import cost
+from smi.files import replace_file
+from smi.inversion.methods import COMPARED, DENSE
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import ViT
 
 from ..cases.suites import BASE, ITERATIONS, TINY
-from .results import DENSE, METHODS, TITLES, Results, vit_of
+from .results import TITLES, Results, vit_of
 
 SIDES = {"ours": "C0", "compiled": "C2", "eager": "C1"}
 BYTES = {"float32": 4, "bfloat16": 2, "float64": 8}
@@ -24,17 +26,17 @@ def plot_speedups(results: Results, path: Path) -> Path | None:
             nothing(axis, TITLES[model])
             continue
         drawn = True
-        schedules = {m: make_schedule(m.method, vit.num_patches, ITERATIONS, **m.options) for m in METHODS}
+        schedules = {m: make_schedule(m.name, vit.num_patches, ITERATIONS, **m.options) for m in COMPARED}
         dense = cost.image_flops(vit, schedules[DENSE], cls_only=True)
         for side, above in (("ours", 7), ("eager", -12)):  # points of the two may lie on one another
-            points = {m: results.images_per_second(model, m, side) for m in METHODS}
+            points = {m: results.images_per_second(model, m, side) for m in COMPARED}
             points = {m: value / base for m, value in points.items() if value}
             axis.plot([schedules[m].sparsity for m in points], list(points.values()), "o", color=SIDES[side], label=side)
             for m, value in points.items():
                 place = {"textcoords": "offset points", "xytext": (0, above), "ha": "center"}
                 axis.annotate(m.title, (schedules[m].sparsity, value), **place, fontsize=7, color=SIDES[side])
-        predicted = [dense / cost.image_flops(vit, schedules[m], cls_only=True) for m in METHODS]
-        axis.plot([schedules[m].sparsity for m in METHODS], predicted, "_", color="grey", markersize=14, label="FLOPs predict, over dense")
+        predicted = [dense / cost.image_flops(vit, schedules[m], cls_only=True) for m in COMPARED]
+        axis.plot([schedules[m].sparsity for m in COMPARED], predicted, "_", color="grey", markersize=14, label="FLOPs predict, over dense")
         axis.set(title=TITLES[model], xlabel="sparsity", ylabel="images per second over dense eager", yscale="log", xlim=(-0.05, 1.05))
         axis.margins(y=0.12)  # room for the labels
         ticks(axis.yaxis, (1, 2, 5, 10, 20, 50))
@@ -97,8 +99,5 @@ def nothing(axis, title: str) -> None:
 
 
 def save(figure, path: Path) -> Path:
-    """Written whole or not at all."""
-    temporary = path.with_suffix(".png.tmp")
-    figure.savefig(temporary, format="png")
-    temporary.replace(path)
+    replace_file(path, lambda temporary: figure.savefig(temporary, format="png"))
     return path

@@ -6,15 +6,13 @@ from typing import NamedTuple
 import timm
 import torch
 
+from smi.inversion.methods import Method
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import ViT, describe
 
-from ..cases import suites
-from ..cases.suites import BASE, ITERATIONS, SMALL, TINY, WholeCase
+from ..cases.suites import BASE, ITERATIONS, PATCHES, SMALL, TINY
 
 TITLES = {TINY: "DeiT-Tiny/16", SMALL: "DeiT-Small/16", BASE: "DeiT-Base/16"}
-METHODS = tuple(WholeCase("", method, options.get("division"), 1, 1, ()) for method, options in suites.METHODS)
-DENSE, SMI, *_, PRI7 = METHODS
 
 
 class Rate(NamedTuple):
@@ -52,20 +50,20 @@ class Results:
         chosen = [row for (kind, _, s), row in self.found.items() if (kind, s) == ("step", side) and "ms" in row and row["model"] == model]
         return {row["active"]: row for row in chosen if not row["options"]}
 
-    def rate(self, model: str, method: WholeCase, side: str) -> Rate | None:
+    def rate(self, model: str, method: Method, side: str) -> Rate | None:
         """From a whole run, or from the steps of all its stages; None where neither was measured."""
         row = self.whole(model, method.title, side)
         if row:
             return Rate(row["iterations_per_second"], row["images_per_second"][1], row["batch"], "whole runs", [row])
-        steps, schedule = self.steps(model, side), make_schedule(method.method, suites.PATCHES, ITERATIONS, **method.options)
+        steps, schedule = self.steps(model, side), make_schedule(method.name, PATCHES, ITERATIONS, **method.options)
         stages = list(schedule.stages())
         if any(stage.active not in steps for stage in stages):
             return None
         seconds = sum((stage.stop - stage.start) * steps[stage.active]["ms"][1] / 1e3 for stage in stages)
-        its, batch = ITERATIONS / seconds, steps[suites.PATCHES]["batch"]
+        its, batch = ITERATIONS / seconds, steps[PATCHES]["batch"]
         return Rate(its, its / ITERATIONS * batch * schedule.images_per_trajectory, batch, "steps", [steps[stage.active] for stage in stages])
 
-    def images_per_second(self, model: str, method: WholeCase, side: str) -> float | None:
+    def images_per_second(self, model: str, method: Method, side: str) -> float | None:
         rate = self.rate(model, method, side)
         return rate and rate.images
 

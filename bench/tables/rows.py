@@ -22,7 +22,7 @@ SUBJECTS: dict[str, Callable[[dict], tuple]] = {
     "method": lambda row: (row["model"],),
 }
 OF_A_PROCESSOR = ("step", "whole", "memory", "case", "verdict", "int8", "cpu_attention")  # whose figures no other processor's supersede
-OF_ANY_THREADS = ("int8", "cpu_attention")  # whose rows tell the threads themselves
+OF_ANY_THREADS = ("int8", "cpu_attention", "evidence")  # which set the threads themselves
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Measurement:
     @property
     def about(self) -> dict:
         return self.rows[0]
+
+    @property
+    def day(self) -> str:
+        return _when(self.about)[:10]
 
     @property
     def key(self) -> tuple:
@@ -106,7 +110,7 @@ def measured_on(rows: Sequence[dict]) -> str:
     days = every(_when(row)[:10] for row in rows)
     versions = every(row["versions"]["torch"] if "versions" in row else row["torch"] for row in rows)
     commits = every(commit(row) for row in rows)
-    parts = [*every(map(processor, rows)), f"torch {' and '.join(versions)}", " to ".join(days[:: max(1, len(days) - 1)])]
+    parts = [" and ".join(every(map(processor, rows))), f"torch {' and '.join(versions)}", " to ".join(days[:: max(1, len(days) - 1)])]
     return ", ".join(filter(None, [*parts, f"{'commit' if len(commits) == 1 else 'commits'} {', '.join(commits)}"]))
 
 

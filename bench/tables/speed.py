@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 
-from ..cases.suites import BASE, PATCHES, TINY, final_smi
-from .results import DENSE, METHODS, PRI7, SMI, Results
+from smi.inversion.methods import COMPARED, DENSE, PRI7, SMI
+
+from ..cases.suites import BASE, TINY
+from .results import Results
 from .rows import current
-from .suites import by_size, named, short
+from .suites import by_size, is_key, named, short
 from .table import Table, three_digits
 
-SHOWN = {TINY: METHODS, BASE: (SMI, PRI7)}
+SHOWN = {TINY: COMPARED, BASE: (SMI, PRI7)}
 KINDS = ("step", "whole")
 
 
@@ -50,7 +52,7 @@ def speed(rows: Sequence[dict]) -> list[Table]:
     """The step at all patches and at SMI's last stage, and images by PRI v=7 over dense eager: a column for each processor."""
     cells: dict[str, dict[str, str]] = {}  # of a line, by processor
     read: list[dict] = []
-    chosen = [step for step in current(rows, "step") if _is_key(step.about)]
+    chosen = [step for step in current(rows, "step") if is_key(step.about) and step.about["model"] in SHOWN]
     for step in sorted(chosen, key=by_size):
         ours, eager = step.side("ours"), step.side("eager")
         if ours and eager:
@@ -67,7 +69,3 @@ def speed(rows: Sequence[dict]) -> list[Table]:
     processors = list(dict.fromkeys(name for line in cells.values() for name in line))
     lines = [[what, *(line.get(name, "") for name in processors)] for what, line in cells.items()]
     return [Table(["over eager", *processors], lines, read)]
-
-
-def _is_key(row: dict) -> bool:
-    return row["suite"] == "steps" and row["model"] in (BASE, TINY) and row["active"] in (final_smi(), PATCHES)

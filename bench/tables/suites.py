@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 
 from ..cases.suites import BASE, PATCHES, SMALL, TINY, final_smi
-from .layout import Layout
 from .results import TITLES
 from .rows import Measurement, current
-from .table import Table, mebibytes, per_cent, three_digits
+from .table import Layout, Table, mebibytes, per_cent, three_digits
 
 SIZES = (BASE, SMALL, TINY)
 PATCH = 16  # pixels a side, of these models
@@ -21,6 +20,11 @@ def named(row: dict) -> str:
     depth = f"depth {row['depth']}" if row.get("depth", USUAL["depth"]) != USUAL["depth"] else ""
     pixels = f"{row['image_size'][0]} pixels" if row.get("image_size", USUAL["image_size"]) != USUAL["image_size"] else ""
     return ", ".join(filter(None, [short(row["model"]), f"batch {row['batch']}", active, depth, pixels]))
+
+
+def is_key(row: dict) -> bool:
+    """Whether a step is one of those that all sides are measured on: all patches, or what SMI retains."""
+    return row["suite"] == "steps" and row["active"] in (final_smi(), PATCHES) and not row["options"]
 
 
 def short(model: str) -> str:
@@ -116,7 +120,7 @@ def _steps(rows: Sequence[dict], suite: str) -> list[Measurement]:
 
 def steps(rows: Sequence[dict]) -> list[Table]:
     """Dense steps and those of SMI's last stage, all sides."""
-    return STEP.tables(sorted((step for step in _steps(rows, "steps") if step.about["active"] in (final_smi(), PATCHES)), key=by_size))
+    return STEP.tables(sorted((step for step in _steps(rows, "steps") if is_key(step.about)), key=by_size))
 
 
 def stages(rows: Sequence[dict]) -> list[Table]:

@@ -1,7 +1,9 @@
-"""A table before it is printed, and the forms of its cells."""
+"""Tables before they are printed: how the measurements of one kind look in them, and the forms of their cells."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+from .rows import Measurement
 
 MISSING = "missing"  # a figure that a table promises and no row holds
 
@@ -14,6 +16,26 @@ class Table:
     lines: Sequence[Sequence[str]]
     rows: Sequence[dict] = ()
     title: str = ""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the measurements of one kind look. lines: the cells of a measurement, one line or several. title: what is measured."""
+
+    title: str
+    columns: tuple[str, ...]
+    lines: Callable[[Measurement], list[list[str]]]
+
+    def tables(self, measurements: Iterable[Measurement]) -> list[Table]:
+        """One table for each processor whose figures no other's supersede, in the order of the measurements."""
+        by_processor: dict[str, list[Measurement]] = {}
+        for measurement in measurements:
+            by_processor.setdefault(measurement.key[-1], []).append(measurement)
+        return [self.table(mine) for mine in by_processor.values()]
+
+    def table(self, measurements: Sequence[Measurement], title: str = "") -> Table:
+        lines = [line for measurement in measurements for line in self.lines(measurement)]
+        return Table(self.columns, lines, [row for measurement in measurements for row in measurement.rows], title)
 
 
 def ratio(a: float | None, b: float | None) -> str:

@@ -13,7 +13,6 @@ import sys
 from smi.files import write_json
 from smi.kernels import verification
 
-from ..files import write_json
 from .rows import read_all
 
 

@@ -5,10 +5,10 @@ import pytest
 from bench import paper
 from bench.cases import suites
 from bench.measuring import record
-from bench.tables import paper_file
-from bench.tables.paper import GOALS
-from bench.tables.results import METHODS, Results
+from bench.tables.paper import GOALS, as_markdown, made_again, suite_rows
+from bench.tables.results import Results
 from smi.errors import InputError
+from smi.inversion.methods import PRI7, SMI
 from smi.inversion.schedules import make_schedule
 
 MODEL = suites.TINY
@@ -30,14 +30,14 @@ def test_throughput_from_the_steps_of_all_stages():
     base = {"kind": "step", "suite": "steps", "model": MODEL, "side": "ours", "options": {}, "batch": 8, "run": "1"}
     rows = [base | {"case": str(n), "active": n, "ms": [n, n, n]} for n in suites.stage_counts()["SMI"]]
     results = Results(rows)
-    its, images, batch, how, read = results.rate(MODEL, METHODS[1], "ours")
+    its, images, batch, how, read = results.rate(MODEL, SMI, "ours")
     schedule = make_schedule("smi", suites.PATCHES, suites.ITERATIONS)
     mean = sum((s.stop - s.start) * s.active for s in schedule.stages()) / suites.ITERATIONS
     assert its == pytest.approx(1000 / mean)
     assert (batch, how) == (8, "steps")
-    assert images == results.images_per_second(MODEL, METHODS[1], "ours") == pytest.approx(its / 4000 * 8)
+    assert images == results.images_per_second(MODEL, SMI, "ours") == pytest.approx(its / 4000 * 8)
     assert read == rows
-    assert results.rate(MODEL, METHODS[4], "ours") is None
+    assert results.rate(MODEL, PRI7, "ours") is None
 
 
 def suite_row(run: str, threads: int, ms: float, **changes) -> dict:
@@ -51,22 +51,22 @@ def test_rows_of_one_processor(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     rows = [suite_row("1", 2, 1.0), suite_row("1", 2, 2.0, case="b"), suite_row("2", 1, 3.0), suite_row("3", 2, 4.0), {"kind": "int8", "run": "4"}]
     record.append(tmp_path / "x.jsonl", rows)
-    assert [row["ms"][1] for row in paper_file.suite_rows("x", all_runs=False)] == [4.0]
-    assert [row["ms"][1] for row in paper_file.suite_rows("x", all_runs=True)] == [2.0, 4.0]
+    assert [row["ms"][1] for row in suite_rows("x", all_runs=False)] == [4.0]
+    assert [row["ms"][1] for row in suite_rows("x", all_runs=True)] == [2.0, 4.0]
 
 
 def test_the_file_names_the_command_that_makes_it(tmp_path, monkeypatch):
     monkeypatch.setattr(record, "RESULTS", tmp_path)
     record.append(tmp_path / "x.jsonl", [suite_row("1", 2, 1.0)])
     path = tmp_path / "paper.md"
-    path.write_text(paper_file.as_markdown(Results(paper_file.suite_rows("x", True)), "x", True, ()))
+    path.write_text(as_markdown(Results(suite_rows("x", True)), "x", True, ()))
     assert "`python -m bench.paper --device x --all-runs`" in path.read_text()
-    assert paper_file.made_again(path) == path.read_text()
+    assert made_again(path) == path.read_text()
     record.append(tmp_path / "x.jsonl", [suite_row("2", 2, 2.0)])
-    assert paper_file.made_again(path) != path.read_text()
+    assert made_again(path) != path.read_text()
     path.write_text("tables")
     with pytest.raises(InputError, match="does not name the command"):
-        paper_file.made_again(path)
+        made_again(path)
     path.write_text("`python -m bench.paper --device y`")
     with pytest.raises(InputError, match="there are no rows"):
-        paper_file.made_again(path)
+        made_again(path)

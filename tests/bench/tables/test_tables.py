@@ -49,7 +49,8 @@ LINES = {  # of each table, one that its rows give
         "47 tokens, batch 4, 12 heads of 64 | bfloat16 | 2 | 8.00 (4.00) | 4.00 (2.00) | 2.00 (1.00) | 1.00 (0.50) | 1.60 (0.80)"
         " | 4.00x (4.00x) | 8.00x (8.00x) | 5.00x (5.00x)"
     ],
-    "history": [" | 0123456+ | DeiT-Tiny SMI | reference | 2.500 | 2.20x | 4.40x"],
+    "history": ["2026-01-02 | 0123456 | DeiT-Base, batch 4, 46 of 196 patches | 400 | 200 | 100 | 4.00x | 2.00x | 50 %"],
+    "older": [" | 0123456+ | DeiT-Tiny SMI | reference | 2.500 | 2.20x | 4.40x"],
     "throughput": ["DeiT-Tiny/16 dense | 7.33 (1.00x) | 1000.000 (1.00x), batch 4, whole runs | 2000.000 (1.00x), batch 4, whole runs | 2.00x"],
     "flops": ["DeiT-Base/16 SMI | 1578.97 | 1578.97 | 15.22 | 16.82"],
     "paper-memory": ["DeiT-Base/16 dense | 4097 MB | 105 / 210 MB, batch 8 | 42 / 84 MB, batch 8 | 21 / 42 MB, batch 8 | 40% / 40% | 20% / 20%"],
@@ -74,31 +75,33 @@ def test_each_table_names_the_processor():
 
 def test_tables_are_rendered_between_their_markers():
     text = f"Before.\n\n{BEGIN.format('steps')}old\n{END}\n\nAfter.\n"
-    done, changed = render(text, documents.TABLES, ROWS)
-    assert changed == ["steps"]
+    done, changed, refused = render(text, documents.TABLES, ROWS)
+    assert (changed, refused) == (["steps"], [])
     assert done.startswith(
         "Before.\n\n<!-- table: steps (make tables) -->\nMeasured on X, AVX2, 2 threads, torch 2.0, 2026-01-02, commit 0123456.\n\n| step |"
     )
     assert done.endswith(f"|\n{END}\n\nAfter.\n")
-    assert render(done, documents.TABLES, ROWS) == (done, [])
+    assert render(done, documents.TABLES, ROWS) == (done, [], [])
 
 
 def test_a_changed_digit_is_noticed():
     text = "".join(f"{BEGIN.format(name)}{END}\n" for name in ("steps", "memory"))
-    done, _ = render(text, documents.TABLES, ROWS)
-    assert render(done.replace("| 400 |", "| 401 |"), documents.TABLES, ROWS)[1] == ["steps"]
-    assert render(done, documents.TABLES, [*ROWS, *made.step(ms=101.0)])[1] == ["steps"]
+    done = render(text, documents.TABLES, ROWS).text
+    assert render(done.replace("| 400 |", "| 401 |"), documents.TABLES, ROWS).changed == ["steps"]
+    assert render(done, documents.TABLES, [*ROWS, *made.step(ms=101.0)]).changed == ["steps"]
 
 
 def test_what_cannot_be_rendered_is_refused():
-    for text, reason in {
-        f"{BEGIN.format('stepz')}{END}": "there is no table stepz: choose one of speed, steps",
-        f"{BEGIN.format('steps')}| 1 |": "the table steps has no end",
-        f"{BEGIN.format('steps')}{BEGIN.format('memory')}{END}": "the table steps has no end",
-        f"{BEGIN.format('demo')}{END}": "the table demo has no rows",
-    }.items():
-        with pytest.raises(InputError, match=reason):
-            render(text, documents.TABLES, [row for row in ROWS if row["kind"] != "demo"])
+    rows = [row for row in ROWS if row["kind"] != "demo"]
+    for name, reason in {"stepz": "there is no table stepz: choose one of speed, steps", "demo": "the table demo has no rows"}.items():
+        text = f"{BEGIN.format(name)}old\n{END}\n{BEGIN.format('int8')}{END}"
+        made = render(text, documents.TABLES, rows)
+        assert made.text.startswith(f"{BEGIN.format(name)}old\n{END}")
+        assert made.changed == ["int8"]  # the others are rendered all the same
+        assert made.refused[0].startswith(reason)
+    for text in (f"{BEGIN.format('steps')}| 1 |", f"{BEGIN.format('steps')}{BEGIN.format('memory')}{END}"):
+        with pytest.raises(InputError, match="the table steps has no end"):
+            render(text, documents.TABLES, rows)
 
 
 @pytest.fixture
@@ -136,9 +139,10 @@ def test_a_later_measurement_supersedes_an_earlier_one():
     assert current(new + old, "step")[0].rows == new  # of two files
     (before,) = superseded(old + new)
     assert before.rows == old
-    text = as_markdown(make("history", documents.TABLES, old + new))
+    text = as_markdown(make("older", documents.TABLES, old + new))
     assert "| 2026-01-02 | 0123456 | DeiT-Base, batch 4, 46 of 196 patches | 1200 | 600 | 300 | 4.00x | 2.00x | 50 % |" in text
     assert "| 100 |" not in text
+    assert [line[5] for line in make("history", documents.TABLES, old + new)[0].lines] == ["300", "100"]
 
 
 def test_processors_do_not_supersede_one_another():
