@@ -64,7 +64,7 @@ CPU_ATTENTION = Layout(
 
 def _demo(measurement: Measurement) -> list[list[str]]:
     forms = {
-        "sparsity": "{:.0%}", "seconds": "{:.1f}", "images_per_second": "{:.1f}", "speedup": "{:.2f}x", "flops_speedup": "{:.2f}x",
+        "sparsity": "{:.0%}", "seconds": "{:.1f}", "images_per_second": "{:.1f}", "speedup": "{:#.3g}x", "flops_speedup": "{:#.3g}x",
         "agreement": "{:.1%}", "w4a8": "{:.1%}", "transfer": "{:.1%}",
     }  # fmt: skip
     lines = []
@@ -113,6 +113,7 @@ def demo(rows: Sequence[dict]) -> list[Table]:
 
 
 def _demo_title(row: dict) -> str:
-    title = "{images} images of each method, {iterations} iterations, batches of {batch_size} trajectories, students of {transfer_steps} steps"
+    title = "{images} images of each method by the {engine} engine in {dtype}, {iterations} iterations, batches of {batch_size} trajectories, "
+    title += "students of {transfer_steps} steps"
     seconds = round(row.get("demo_seconds", 0))
     return title.format(**row) + (f", {seconds // 60} min {seconds % 60} s in all" if seconds else "")

@@ -26,7 +26,9 @@ def test_a_finished_demo_gives_a_row_a_method(tmp_path, monkeypatch):
     assert [(row["kind"], row["method"], row["time"]) for row in rows] == [("demo", name, SETTINGS["date"]) for name in ("SMI", "real images")]
     assert all(row["commit"] and row["torch"] and row["full"] == 0.996 and "folder" not in row for row in rows)
     (table,) = demo_table(rows)
-    assert table.title == "84 images of each method, 200 iterations, batches of 12 trajectories, students of 400 steps"
+    assert table.title == (
+        "84 images of each method by the fused engine in float32, 200 iterations, batches of 12 trajectories, students of 400 steps"
+    )
     assert table.lines[0] == ["SMI", "78 %", "8.0", "10.5", "2.80x", "4.40x", "99.0 %", "99.5 %", "90.0 %"]
     (timed,) = demo_table(demo.rows_of(DEMO, seconds=177.2))
     assert timed.title.endswith(", 2 min 57 s in all")

@@ -76,6 +76,7 @@ def cpu_attention() -> list[dict]:
 
 def demo() -> list[dict]:
     about = ABOUT | {"kind": "demo", "time": WHEN, "model": "digits", "images": 84, "iterations": 200, "batch_size": 12, "transfer_steps": 400}
+    about |= {"engine": "fused", "dtype": "float32"}
     timed = {"seconds": 8.0, "images_per_second": 10.5, "speedup": 2.8, "flops_speedup": 4.4}
     random = about | timed | {"method": "PRI v=4, random", "sparsity": 0.75, "agreement": 0.9, "w4a8": 0.99, "transfer": 0.88}
     return [random, about | {"method": "real images", "sparsity": 0.0, "agreement": 1.0}]
