@@ -27,11 +27,11 @@ from threading import Thread
 
 import torch
 
+from smi.console import print_table
 from smi.errors import InputError, RunError
 from smi.files import write_json
 
 from ..measuring.record import append, environment, results_file
-from ..tables.terminal import print_table
 from .columns import COLUMNS, HEADINGS, JUDGED, LONGEST_FIRST, ROWS, STUDENTS, UNITS
 from .config import Config, make_config
 from .floors import failures

@@ -10,7 +10,6 @@ shows how far rounding alone carries. Final losses and agreement are means over 
 import argparse
 import statistics
 
-import torch
 from torch import nn
 
 import smi

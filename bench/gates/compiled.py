@@ -23,11 +23,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from zlib import crc32
 
+from smi.console import print_table
 from smi.files import write_text
 from smi.kernels import dispatch
 
 from ..measuring.record import BASELINE, ROOT
-from ..tables.terminal import print_table
 from . import cubin, nvcc
 
 COMMITTED = BASELINE / "compile_gate.json"

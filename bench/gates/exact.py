@@ -7,6 +7,7 @@ import timm
 import torch
 
 from smi import cost
+from smi.console import print_table
 from smi.files import write_json
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import describe
@@ -15,7 +16,6 @@ from ..cases.suites import BASE, ITERATIONS, METHODS, TINY, final_smi
 from ..measuring.record import origin
 from ..sides import eager, ours
 from ..sides.make import build_model
-from ..tables.terminal import print_table
 
 
 def exact_flops() -> dict[str, int | float]:

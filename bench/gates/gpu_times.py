@@ -2,13 +2,13 @@
 
 import torch
 
+from smi.console import print_table
 from smi.kernels.timing import Quantiles
 
 from ..cases import suites
 from ..measuring import record
 from ..measuring.ceilings import ceilings_by_dtype
 from ..measuring.inversions import measure_step
-from ..tables.terminal import print_table
 from .judging import slower
 
 CASES = 4  # the first ones of the suite

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from smi.console import print_table
 from smi.files import write_json
 from smi.kernels.timing import Quantiles
 
@@ -16,7 +17,6 @@ from ..cases.suites import BASE, TINY, final_smi
 from ..measuring.record import device_class, origin
 from ..sides.fast_dtype import fast_dtype
 from ..sides.make import build_model, make_step
-from ..tables.terminal import print_table
 from .another_commit import ratios_at
 from .judging import Verdict, judge, speedups
 

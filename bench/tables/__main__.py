@@ -15,17 +15,15 @@ bench/results/paper.md is made again as a whole. Pictures are drawn by `python -
 
 import argparse
 import sys
-from pathlib import Path
 
 from smi.console import print_table
 from smi.errors import InputError
 from smi.files import write_text
 
+from ..measuring.record import ROOT
 from .documents import TABLES, documents, rendered, unread
 from .markdown import Rendered
 from .rows import processor, read_all
-
-ROOT = Path(__file__).parents[2]
 
 
 def main(arguments: list[str] | None = None) -> int:

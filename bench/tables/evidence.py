@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from smi.inversion.methods import GAUSSIAN, JUDGED, PSAQ, REAL
 
-from ..evidence.one_method_and_seed import HEADINGS, QUANTISED
+from ..evidence.columns import HEADINGS, QUANTISED
 from .rows import Measurement, current
 from .table import Layout, Table, three_digits
 

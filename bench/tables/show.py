@@ -1,8 +1,7 @@
 """Rows of one case as a table on the terminal, as soon as they are measured."""
 
+from smi.console import print_table
 from smi.kernels.verification import Verdict
-
-from .terminal import print_table
 
 
 def show(rows: list[dict]) -> None:

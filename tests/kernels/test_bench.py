@@ -17,8 +17,9 @@ from bench.measuring import operations as runner
 from bench.measuring import record
 from bench.measuring.ceilings import Ceilings, measure_ceilings
 from bench.sides import plain_operations
-from bench.tables import terminal, verified
+from bench.tables import verified
 from bench.tables.rows import read_all
+from smi import console, files
 from smi.kernels import comparison, dispatch, timing
 from smi.kernels.verification import VERIFIED
 
@@ -145,8 +146,8 @@ def verdict_row(**changes):
 
 def test_verified_takes_the_last_clean_verdict(tmp_path):
     rows = [verdict_row(), verdict_row(speedup=2.0), verdict_row(speedup=9.0, dirty=True), {"kind": "case"}, verdict_row(architecture="sm_80")]
-    gpu.append(tmp_path / "x.jsonl", rows[:2])
-    gpu.append(tmp_path / "x.jsonl", rows[2:])
+    record.append(tmp_path / "x.jsonl", rows[:2])
+    record.append(tmp_path / "x.jsonl", rows[2:])
     made = verified.table(read_all(tmp_path))["architectures"]
     assert list(made) == ["sm_80", "sm_90"]
     assert [v["speedup"] for v in made["sm_90"]] == [2.0]
@@ -255,7 +256,7 @@ def test_gate_file_has_a_line_per_kernel_and_architecture():
 
 
 def test_table_without_rich_has_the_same_cells():
-    text = terminal.plain_table("title", ["name", "n"], [["a", "1"], ["bb", "22"]])
+    text = console.plain_table("title", ["name", "n"], [["a", "1"], ["bb", "22"]])
     assert text.splitlines() == ["title", "name   n", "a      1", "bb    22"]
 
 

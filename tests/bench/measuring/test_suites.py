@@ -8,8 +8,8 @@ import torch
 
 from bench import paper, run
 from bench.cases import suites
-from bench.measuring import inversions, memory, operations, record
-from bench.sides import ours
+from bench.measuring import budget, ceilings, inversions, memory, record
+from bench.sides import make, ours
 from bench.tables.table import MISSING
 from smi.inversion.schedules import make_schedule
 
