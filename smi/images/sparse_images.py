@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from . import storage
 from .patches import from_patches
-
-TENSORS = ("patches", "index", "labels", "trajectory", "stage")
+from .storage import TENSORS
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,19 +101,24 @@ class SparseImages:
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write to a folder (safetensors and JSON); raises InputError if it is not empty and not `force`, or not writable."""
-        from .storage import Writer
-
-        writer = Writer(folder, force=force)
-        writer.add(self)
+        writer = storage.Writer(folder, force=force)
+        self.add_to(writer)
         writer.close(complete=self.provenance.get("complete", True))
         return writer.folder
+
+    def add_to(self, writer: storage.Writer) -> None:
+        """Write as one finished batch of a result; when this returns it is on disk. Raises RunError where writing fails."""
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        writer.add(tensors, {"grid": self.grid, "mean": self.mean, "std": self.std}, self.provenance)
 
     @staticmethod
     def load(folder: str | Path) -> "SparseImages":
         """Read what `save`, or a run that was interrupted, wrote; raises InputError where there is nothing of the kind."""
-        from .storage import load
-
-        return load(folder)
+        fields = storage.load(Path(folder))
+        try:
+            return SparseImages(**fields)
+        except InputError as error:  # tensors that do not fit one another
+            raise storage.damaged(Path(folder), error) from error
 
     @staticmethod
     def cat(parts: Sequence["SparseImages"]) -> "SparseImages":

@@ -6,22 +6,25 @@ folder holds exactly the batches that were finished. Nothing of the caller's own
 
 import json
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ..errors import InputError, RunError
 from ..files import output_folder, replace_file, write_json
-from .sparse_images import TENSORS, SparseImages
 
 MANIFEST = "images.json"
 FORMAT = "smi.SparseImages/1"
+TENSORS = ("patches", "index", "labels", "trajectory", "stage")  # of every part, one row an image
 
 
 class Writer:
-    """Writes batches of SparseImages to a folder as they are finished.
+    """Writes batches of sparse images to a folder as they are finished.
 
     Raises InputError when made if the folder is not empty and not `force`, or cannot be written.
     """
@@ -31,24 +34,25 @@ class Writer:
         self.parts: list[dict] = []
         self.images = 0
         self.run = uuid.uuid4().hex[:8]  # part names of different runs never clash, so replacing a result is safe
-        self.provenance: dict = {}
+        self.about: dict[str, Any] = {}
+        self.provenance: Mapping[str, Any] = {}
         self.made = not self.folder.exists()
         output_folder(self.folder, force)
         self.replaced = _parts_to_replace(self.folder)
 
-    def add(self, images: SparseImages) -> None:
-        """Write one finished batch; when this returns it is on disk."""
+    def add(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+        """Write one finished batch; when this returns it is on disk. tensors: by the names in TENSORS. about: grid, mean and std, the same for every
+        batch. Raises RunError where writing fails."""
         name = f"images-{self.run}-{len(self.parts):05d}.safetensors"
-        tensors = {key: getattr(images, key).cpu().contiguous() for key in TENSORS}
-        meta = {"grid": images.grid, "mean": images.mean, "std": images.std}
+        held = {key: tensors[key].cpu().contiguous() for key in TENSORS}
+        count = len(held["labels"])
+        metadata = {"format": FORMAT, **{key: json.dumps(value) for key, value in about.items()}}
         try:
-            replace_file(
-                self.folder / name, lambda path: save_file(tensors, path, metadata={"format": FORMAT, **{k: json.dumps(v) for k, v in meta.items()}})
-            )
-            self.parts.append({"file": name, "images": len(images)})
-            self.images += len(images)
-            self.provenance = images.provenance
-            self._commit(complete=False, **meta)
+            replace_file(self.folder / name, lambda path: save_file(held, path, metadata=metadata))
+            self.parts.append({"file": name, "images": count})
+            self.images += count
+            self.about, self.provenance = dict(about), provenance
+            self._commit(complete=False)
         except (OSError, SafetensorError) as error:
             raise RunError(
                 f"writing to {self.folder} failed ({getattr(error, 'strerror', None) or error}): {self.images} images are kept there"
@@ -56,18 +60,17 @@ class Writer:
         for part in self.replaced:
             (self.folder / part).unlink(missing_ok=True)
         self.replaced = []
-        self.meta = meta
 
     def close(self, complete: bool) -> None:
         """End the result; a folder that was made for it and got no images is removed."""
         if self.parts:
-            self._commit(complete=complete, **self.meta)
+            self._commit(complete=complete)
         elif self.made:
             self.folder.rmdir()
 
-    def _commit(self, complete: bool, **meta) -> None:
-        manifest = {"format": FORMAT, "complete": complete, "images": self.images, "parts": self.parts, **meta, "provenance": self.provenance}
-        write_json(self.folder / MANIFEST, manifest)
+    def _commit(self, complete: bool) -> None:
+        held = {"images": self.images, "parts": self.parts, **self.about, "provenance": self.provenance}
+        write_json(self.folder / MANIFEST, {"format": FORMAT, "complete": complete, **held})
 
 
 def images_in(folder: Path) -> int:
@@ -102,19 +105,24 @@ def _manifest(folder: Path) -> dict:
     return manifest
 
 
-def load(folder: str | Path) -> SparseImages:
-    """Read every finished batch; provenance["complete"] says whether the run ended."""
-    folder = Path(folder)
+def load(folder: Path) -> dict[str, Any]:
+    """The fields of SparseImages, every finished batch; provenance["complete"] says whether the run ended. Raises InputError where there is no result
+    or it is damaged."""
     manifest = _manifest(folder)
     try:
         parts = [load_file(folder / part["file"]) for part in manifest["parts"]]
         rows, columns = manifest["grid"]
-        return SparseImages(
+        return {
             **{key: torch.cat([part[key] for part in parts]) for key in TENSORS},
-            grid=(int(rows), int(columns)),
-            mean=tuple(map(float, manifest["mean"])),
-            std=tuple(map(float, manifest["std"])),
-            provenance={**manifest["provenance"], "complete": bool(manifest["complete"])},
-        )
+            "grid": (int(rows), int(columns)),
+            "mean": tuple(map(float, manifest["mean"])),
+            "std": tuple(map(float, manifest["std"])),
+            "provenance": {**manifest["provenance"], "complete": bool(manifest["complete"])},
+        }
     except Exception as error:  # a part or a key that is missing, truncated or of another kind
-        raise InputError(f"{folder} is damaged: what {MANIFEST} names cannot be read ({type(error).__name__}: {error})") from error
+        raise damaged(folder, error) from error
+
+
+def damaged(folder: Path, error: Exception) -> InputError:
+    """What to raise where a result cannot be put together."""
+    return InputError(f"{folder} is damaged: what {MANIFEST} names cannot be read ({type(error).__name__}: {error})")

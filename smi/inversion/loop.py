@@ -48,7 +48,7 @@ def invert(model: nn.Module, settings: InvertSettings) -> SparseImages:
             for part in run_batches(run, report):
                 parts.append(part)
                 if writer is not None:
-                    writer.add(part)
+                    part.add_to(writer)
                 if recorder is not None and len(parts) == 1:
                     recorder.save(writer.folder)
                 if settings.on_batch is not None:

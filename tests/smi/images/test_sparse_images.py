@@ -138,7 +138,7 @@ def test_replacing_keeps_the_old_images_until_the_first_new_batch(tmp_path):
     make(seed=1).save(tmp_path)
     writer = Writer(tmp_path, force=True)
     assert same(SparseImages.load(tmp_path), make(seed=1))
-    writer.add(make(seed=2))
+    make(seed=2).add_to(writer)
     assert same(SparseImages.load(tmp_path), make(seed=2))
     assert SparseImages.load(tmp_path).provenance["complete"] is False
 
@@ -151,13 +151,13 @@ def test_a_folder_that_cannot_be_written(folder):
 
 def test_a_disk_that_fails_keeps_what_was_written(tmp_path):
     writer = Writer(tmp_path)
-    writer.add(make(seed=1))
+    make(seed=1).add_to(writer)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64_000, limits[1]))  # a real failure to write, as on a full disk
     try:
         with pytest.raises(RunError, match="writing to .* failed .*4 images are kept"):
-            writer.add(make(m=4, p=64))
+            make(m=4, p=64).add_to(writer)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
