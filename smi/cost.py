@@ -1,8 +1,8 @@
-"""FLOPs of an inversion: by the published counting rule, and honestly; and the comparison that PRI's theorem makes.
+"""FLOPs of an inversion by the published counting rule and by our own, and the comparison that PRI's theorem makes.
 
-Published rule (found by arithmetic; it reproduces the four figures of the SMI paper's table exactly): 384 times the forward multiply-adds of one
-image with the tokens of the LAST stage, patch embedding dense, attention's two GEMMs left out, 4 operations per normalised element.
-Honest count: 2 operations per multiply-add of every GEMM of the engine, forward and backward to the pixels, stage by stage.
+Published rule: 384 times the forward multiply-adds of one image with the tokens of the LAST stage, patch embedding dense, attention's two GEMMs left
+out, 4 operations per normalised element. It was found by arithmetic and reproduces the four figures of the SMI paper's table exactly.
+Our count: 2 FLOPs per multiply-add of every GEMM of the engine, forward and backward to the pixels, stage by stage.
 """
 
 from dataclasses import asdict, dataclass
@@ -28,7 +28,8 @@ def _block_linear(vit: ViT) -> int:
     return sum(layer.weight.numel() for layer in (block.qkv, block.proj, block.fc1, block.fc2))
 
 
-def _head(vit: ViT) -> int:
+def _heads(vit: ViT) -> int:
+    """Multiply-adds of the classifiers, per image."""
     return sum(head.weight.numel() for head in vit.heads)
 
 
@@ -39,7 +40,7 @@ def published_gflops(vit: ViT, schedule: Schedule) -> float:
     macs = (
         len(vit.blocks) * tokens * _block_linear(vit)
         + vit.num_patches * vit.embed.weight.numel()
-        + _head(vit)
+        + _heads(vit)
         + NORM_OPS * norms * tokens * vit.embed_dim
     )
     return PUBLISHED_FACTOR * macs / 1e9
@@ -55,7 +56,7 @@ def step_flops(vit: ViT, active: int, cls_only: bool = False) -> int:
     width = vit.blocks[0].qkv.weight.shape[0] // 3
     linear, attention = _block_linear(vit), 2 * tokens * width  # multiply-adds per token; per query token
     full = len(vit.blocks) - cls_only
-    macs = 2 * (full * tokens * linear + active * vit.embed.weight.numel() + _head(vit)) + 3 * full * tokens * attention
+    macs = 2 * (full * tokens * linear + active * vit.embed.weight.numel() + _heads(vit)) + 3 * full * tokens * attention
     if cls_only:
         keys_values = 2 * width * vit.embed_dim
         macs += 2 * (tokens * keys_values + prefix * (linear - keys_values)) + 3 * prefix * attention

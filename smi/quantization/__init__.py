@@ -1,6 +1,6 @@
 """Data-free quantisation: calibrated with synthetic images, simulated at any width, deployed as int8 on the CPU."""
 
-from .files import load_quantized
+from .load import load_quantized
 from .model import accuracy
 from .simulate import quantize
 

@@ -1,6 +1,6 @@
-"""A W8/A8 ViT that multiplies integers on the CPU: oneDNN's int8 linear layers on the codes and scales that torchao's graph holds.
+"""A W8/A8 ViT that multiplies integers on the CPU: oneDNN's int8 linear layers, with codes and scales from torchao's graph.
 
-Needs torch alone. Between linear layers (LayerNorm, attention, residuals) it computes in float32, as the simulation does.
+Needs no torchao. Between linear layers (LayerNorm, attention, residuals) it computes in float32, as the simulation does.
 """
 
 from functools import cache
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
@@ -24,12 +25,12 @@ def can_int8(recipe: Recipe) -> None:
     if (recipe.weight_bits, recipe.activation_bits) != (8, 8):
         raise InputError(f"an int8 model needs 8 bits for weights and activations, this one is {recipe}: only the simulation has other widths")
     if recipe.attention:
-        raise InputError("an int8 model keeps attention's products in float32: quantise with attention=False")
+        raise InputError("an int8 model keeps attention's two matrix multiplies in float32: quantise with attention=False")
 
 
 @cache
 def products_saturate() -> bool:
-    """Whether int8 products on this processor overflow: without VNNI two products of bytes are added in 16 bits."""
+    """Whether int8 GEMMs overflow on this processor: without VNNI it adds pairs of byte products in 16 bits."""
     x, weight = torch.full((1, 64), 255, dtype=torch.uint8), torch.full((8, 64), 127, dtype=torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
     zeros, ones = torch.zeros(8, dtype=torch.int64), torch.ones(8)
@@ -49,7 +50,7 @@ class Int8Linear:
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
 
     def quantise(self, x: Tensor) -> Tensor:
-        """The input's codes, uint8."""
+        """The codes uint8 [..., in] of an input float32 [..., in]."""
         coded = torch.quantize_per_tensor(x, self.input_scale, self.input_zero, torch.quint8)
         return torch.empty(0, dtype=torch.uint8).set_(coded.untyped_storage(), coded.storage_offset(), coded.shape, coded.stride())
 
@@ -76,8 +77,8 @@ class Int8Linear:
 class Int8ViT(QuantizedViT):
     """The deployable model, on the CPU.
 
-    Where the processor adds byte products in 16 bits (no VNNI: `products_saturate`), weights are rounded from eight bits to seven when it is made,
-    because sums would overflow unseen; the file keeps eight.
+    Where int8 GEMMs overflow (no VNNI, `products_saturate`), weights are rounded from eight bits to seven when the model is made; the file keeps
+    eight.
     """
 
     def __init__(self, facts: Facts, tensors: dict[str, Tensor], inputs: dict[str, tuple[float, int]]):
@@ -135,7 +136,5 @@ class Int8ViT(QuantizedViT):
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
         """Write codes, scales and the float tensors (safetensors) and the facts (JSON) to a folder; `load_quantized` reads it."""
-        from safetensors.torch import save_file
-
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         return write(folder, "int8", self.facts, lambda path: save_file(tensors, path), {"inputs": self.inputs}, force=force)

@@ -133,7 +133,7 @@ def batches(patches: Tensor, index: Tensor, size: int, device: torch.device) -> 
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64) -> float:
-    """Share of normalised images [N, C, H, W] that a model, quantised or not, assigns to their labels [N]."""
+    """Fraction of normalised images [N, C, H, W] that a model, quantised or not, assigns to their labels [N]."""
     if not len(images) or len(images) != len(labels):
         raise InputError(f"an evaluation needs images and one label for each, got {len(images)} images and {len(labels)} labels")
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))

@@ -81,7 +81,7 @@ def activation_spec(recipe: Recipe) -> QuantizationSpec:
 
 
 class ViTQuantizer(Quantizer):
-    """Quantises weight and input of every linear layer and, where asked, both sides of attention's two products."""
+    """Quantises weight and input of every linear layer and, where asked, both operands of attention's two matrix multiplies."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()

@@ -32,12 +32,15 @@ def quantize(
 ) -> "SimulatedViT":
     """A quantised copy of a timm ViT, calibrated with `images`.
 
-    images: SparseImages, of which only the retained patches are fed; or normalised pixels [M, C, H, W]; or (patches [M, n, C, p, p], index [M, n]).
-    weight_bits, activation_bits: 2 to 8. Weights are quantised per output channel and symmetric, inputs of the linear layers per tensor and
-    asymmetric. ranges: of the activations: "minmax" (as published), "percentile" (between the (100 - percentile)-th and the percentile-th) or "mse"
-    (least squared error); weight_ranges: "minmax" or "mse". attention: quantise both sides of attention's two products as well. batch_size: images at
-    a time. Returns a simulation in float32 of any of these widths; its `int8()` is the deployable model where both are 8. Raises InputError for what
-    does not fit the model and where torchao is missing, RunError with the module that cannot be exported.
+    images: SparseImages, of which only the retained patches are fed; normalised pixels [M, C, H, W]; or (patches [M, n, C, p, p], index [M, n]).
+    weight_bits, activation_bits: 2 to 8; weights per output channel and symmetric, inputs of the linear layers per tensor and asymmetric.
+    ranges: of the activations: "minmax" (as published), "percentile" (from the (100 - percentile)-th to the percentile-th) or "mse" (least squared
+    error). weight_ranges: "minmax" or "mse".
+    attention: quantise both operands of attention's two matrix multiplies as well.
+    batch_size: images at a time.
+
+    Returns a simulation in float32; where both widths are 8, its `int8()` is the deployable model. Raises InputError for what does not fit the model
+    and where torchao is missing, RunError with the module that cannot be exported.
     """
     recipe = Recipe(weight_bits, activation_bits, ranges, percentile, weight_ranges, attention)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
@@ -88,7 +91,7 @@ class SimulatedViT(QuantizedViT):
 
     def int8(self) -> Int8ViT:
         """The deployable model of the same codes and scales, whose linear layers multiply integers on the CPU; raises InputError where it is not
-        W8/A8, or attention's products are quantised too."""
+        W8/A8, or attention's matrix multiplies are quantised too."""
         can_int8(self.facts.recipe)
         tensors, inputs = _tensors(self.graph), {}
         for name, node in zip(self.facts.linears(), _linears(self.graph), strict=True):
