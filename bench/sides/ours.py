@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 import smi
 from smi import engine as engines
-from smi.engine.fused import choose_dtype
+from smi.engine.dtype import choose_dtype
 from smi.inversion.losses import default_losses
 from smi.inversion.step import Step
 from smi.kernels.image_step import image_step

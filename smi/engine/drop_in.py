@@ -1,4 +1,4 @@
-"""The fused engine behind other people's calls: the module of published research code, and a timm model's own.
+"""The fused engine behind existing calls: that of published research code's module, and a timm model's own.
 
 before   logits, attentions, index = model(images, current_abs_index, next_relative_index)
 after    model = smi.drop_in(model), and the same line
@@ -12,16 +12,15 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..models.vit import describe
-from . import Fused
+from .fused import Fused
 
 
-class _Value(torch.autograd.Function):
+class _FusedLogits(torch.autograd.Function):
     """Logits [B, classes] and the CLS token's attention [B, H, T] in the last block, differentiable in the images through the logits alone."""
 
     @staticmethod
     def forward(ctx, images: Tensor, fused: Fused, index: Tensor) -> tuple[Tensor, Tensor]:
-        keep = ctx.needs_input_grad[0]
-        output, weights, ctx.saved = fused.forward(images.detach().float(), index, keep=keep)
+        output, weights, ctx.saved = fused.forward(images.detach().float(), index, save=ctx.needs_input_grad[0])
         ctx.fused, ctx.dtype = fused, images.dtype
         row = weights[:, :, 0]
         ctx.mark_non_differentiable(row)
@@ -31,18 +30,18 @@ class _Value(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_logits: Tensor, _) -> tuple[Tensor, None, None]:
         if ctx.saved is None:
-            raise RuntimeError("the pass was differentiated before and what it kept is freed: call the model again")
+            raise RuntimeError("this pass was differentiated before and its saved activations are freed: call the model again")
         saved, ctx.saved = ctx.saved, None
         return ctx.fused.backward(saved, grad_logits.contiguous()).to(ctx.dtype), None, None
 
 
-def value(fused: Fused, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and CLS attention by the fused engine as one autograd node, for losses of one's own."""
-    return _Value.apply(images, fused, index)
+def fused_logits(fused: Fused, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B, classes] and CLS attention [B, H, T] by the fused engine as one autograd node, for losses of one's own."""
+    return _FusedLogits.apply(images, fused, index)
 
 
-class _Module(nn.Module):
-    """What both wrappers share: the engine, made anew when the weights move to another device."""
+class _FusedModule(nn.Module):
+    """What both wrappers share: the engine, built again when the weights move to another device."""
 
     def __init__(self, model: nn.Module, dtype: str):
         super().__init__()
@@ -59,7 +58,7 @@ class _Module(nn.Module):
                 self._fused = Fused(describe(model).to(device, torch.float32).copy(), self._dtype)
         return self._fused
 
-    def _apply(self, function, *args, **options):
+    def _apply(self, function, *args, **options):  # of nn.Module: to(), cuda(), float() ...
         self._model[0]._apply(function, *args, **options)
         return super()._apply(function, *args, **options)
 
@@ -70,7 +69,7 @@ class _Module(nn.Module):
             raise InputError(f"images must be [B, {', '.join(map(str, shape))}] for this model, got {list(images.shape)}")
 
 
-class DropIn(_Module):
+class DropIn(_FusedModule):
     """See `drop_in`."""
 
     def forward(
@@ -80,7 +79,7 @@ class DropIn(_Module):
         self._check(images)
         fused = self._engine()
         index = _index(current_abs_index, next_relative_index, len(images), fused.vit.num_patches, images.device)
-        logits, row = value(fused, images, index[:, 1:] - 1)
+        logits, row = fused_logits(fused, images, index[:, 1:] - 1)
         prefix = fused.vit.num_prefix
         row = torch.cat([row[..., :1] if prefix else row.new_zeros(*row.shape[:2], 1), row[..., prefix:]], dim=-1)
         return logits, [row[:, :, None]], index
@@ -100,7 +99,7 @@ def _index(current: Tensor | None, relative: Tensor | None, batch: int, patches:
 
 
 def drop_in(model: nn.Module, dtype: str = "auto") -> DropIn:
-    """A timm ViT with the call of published research code, by the fused engine.
+    """A timm ViT behind the call of published research code, computed by the fused engine.
 
         logits, attentions, index = module(images, current_abs_index, next_relative_index)
 
@@ -113,7 +112,7 @@ def drop_in(model: nn.Module, dtype: str = "auto") -> DropIn:
     return DropIn(model, dtype)
 
 
-class Accelerated(_Module):
+class Accelerated(_FusedModule):
     """See `accelerate`."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -121,11 +120,11 @@ class Accelerated(_Module):
         self._check(images)
         fused = self._engine()
         index = torch.arange(fused.vit.num_patches, device=images.device).expand(len(images), -1)
-        return value(fused, images, index)[0]
+        return fused_logits(fused, images, index)[0]
 
 
 def accelerate(model: nn.Module, dtype: str = "auto") -> Accelerated:
-    """A timm ViT with its own call, logits = module(images), and pixel gradients by the fused engine.
+    """A timm ViT behind its own call, logits = module(images), computed by the fused engine.
 
     images: [B, C, H, W]. Logits [B, classes] are differentiable in the images, once. Weights are frozen as they are now; to train them, use the model
     itself. dtype and errors as in `drop_in`.

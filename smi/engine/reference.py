@@ -21,6 +21,8 @@ from ..models.vit import Block, Linear, Norm, ViT
 
 @dataclass(frozen=True, eq=False)
 class Output:
+    """What a forward pass gives."""
+
     logits: Tensor  # [B, classes]
     attention: Tensor  # [B, n], what the CLS token pays to each patch in the last block, mean over heads; no gradient
 
@@ -28,7 +30,7 @@ class Output:
 def forward(vit: ViT, images: Tensor, index: Tensor, augmentation: Tensor | None = None, attention_outputs: list[Tensor] | None = None) -> Output:
     """The ViT on the active patches `index` int [B, n] of images [B, C, H, W], rolled and flipped by augmentation int [3] (dy, dx, flip).
 
-    attention_outputs: a list to which every block appends what its patches get from attention before the projection, [B, n, heads, width].
+    attention_outputs: a list to which every block appends attention's output for its patches, before the projection: [B, n, heads, width].
     """
     x = patch_embed(images, index, vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, augmentation, vit.patch_size)
     x = _normalise(x, vit.norm_pre)
@@ -37,7 +39,7 @@ def forward(vit: ViT, images: Tensor, index: Tensor, augmentation: Tensor | None
         attended = attention(qkv)
         if attention_outputs is not None:
             attention_outputs.append(attended[:, vit.num_prefix :].unflatten(-1, (vit.num_heads, -1)))
-        x = _rest(vit, block, x, attended)
+        x = _project_and_mlp(vit, block, x, attended)
     with torch.no_grad():
         _, row = cls_attention(qkv[:, :1, 0], qkv[:, :, 1:])
     return Output(_classify(vit, _normalise(x, vit.norm)), row[:, vit.num_prefix :])
@@ -46,8 +48,8 @@ def forward(vit: ViT, images: Tensor, index: Tensor, augmentation: Tensor | None
 def forward_patches(vit: ViT, patches: Tensor, index: Tensor, attend: Callable[[Tensor], Tensor] = attention) -> Tensor:
     """Logits [B, classes] of the ViT on patches [B, n, C, p, p] that lie at grid cells `index` [B, n], each with its own position embedding.
 
-    attend: packed qkv [B, T, 3, H, D] to [B, T, H * D]; the definition, or a faster version where a student trains. The last block is computed for
-    what a head reads alone.
+    attend: from packed qkv [B, T, 3, H, D] to [B, T, H * D]; the definition, or a faster version where a student trains. The last block is
+    computed for the tokens that the heads read.
     """
     tokens = F.linear(patches.flatten(2), vit.embed.weight, vit.embed.bias)
     if vit.position is not None:
@@ -55,14 +57,14 @@ def forward_patches(vit: ViT, patches: Tensor, index: Tensor, attend: Callable[[
     x = _normalise(torch.cat([vit.prefix.expand(len(tokens), -1, -1), tokens], dim=1), vit.norm_pre)
     *blocks, last = vit.blocks
     for block in blocks:
-        x = _rest(vit, block, x, attend(_qkv(x, block, vit.num_heads)))
+        x = _project_and_mlp(vit, block, x, attend(_qkv(x, block, vit.num_heads)))
     qkv = _qkv(x, last, vit.num_heads)
     if vit.pool == "avg":
         attended = attend(qkv)
     else:
         x = x[:, : len(vit.heads)]
         attended, _ = cls_attention(qkv[:, : len(vit.heads), 0], qkv[:, :, 1:])
-    return _classify(vit, _normalise(_rest(vit, last, x, attended), vit.norm))
+    return _classify(vit, _normalise(_project_and_mlp(vit, last, x, attended), vit.norm))
 
 
 def _normalise(x: Tensor, norm: Norm | None) -> Tensor:
@@ -77,8 +79,8 @@ def _qkv(x: Tensor, block: Block, heads: int) -> Tensor:
     return torch.stack([_normalise(q, block.q_norm), _normalise(k, block.k_norm), v], dim=2)
 
 
-def _rest(vit: ViT, block: Block, x: Tensor, attended: Tensor) -> Tensor:
-    """A block behind its attention."""
+def _project_and_mlp(vit: ViT, block: Block, x: Tensor, attended: Tensor) -> Tensor:
+    """The part of a block behind its attention [B, T, H * D]: projection and MLP, each added to x."""
     x = linear_residual(attended, block.proj.weight, block.proj.bias, x, block.scale1)
     hidden = linear_gelu(_normalise(x, block.norm2), block.fc1.weight, block.fc1.bias, vit.activation)
     return linear_residual(hidden, block.fc2.weight, block.fc2.bias, x, block.scale2)

@@ -78,8 +78,8 @@ def _fused(model: nn.Module, channels: int) -> Callable[[Tensor, Tensor], Tensor
         return None
     unused = (1.0,) * channels  # patches are normalised already
     fused = Fused(describe(model, mean=unused, std=unused).copy(), torch.float32)
-    memory = fused.memory()
-    return lambda patches, index: fused.forward_patches(patches.to(weight.device), index.to(weight.device), memory)
+    workspace = fused.workspace()
+    return lambda patches, index: fused.forward_patches(patches.to(weight.device), index.to(weight.device), workspace)
 
 
 def _same_grid(model: nn.Module, images: SparseImages) -> bool:

@@ -51,7 +51,7 @@ class Step:
         self.moved = index if update == "active" else None
         size = len(images) if chunk is None else chunk
         self.chunks = [slice(start, start + size) for start in range(0, len(images), size)]
-        self.memory = engine.memory() if self.fused else None
+        self.workspace = engine.workspace() if self.fused else None
         self.grad = torch.empty_like(images)
         self.norms = images.new_zeros(4)
         self.kept_bytes = 0
@@ -77,7 +77,7 @@ class Step:
             return self._reference_gradient(augmentation)
         if len(self.chunks) > 1:
             return self._gradient_in_chunks(augmentation)
-        self.output, _, saved = self.engine.forward(self.images, self.index, augmentation, self.memory)
+        self.output, _, saved = self.engine.forward(self.images, self.index, augmentation, self.workspace)
         self.kept_bytes = self.kept_bytes or saved.bytes()
         loss, grad_logits, grad_images = self._loss_gradients(self.output.logits)
         self._backward(saved, grad_logits, self.grad)
@@ -92,11 +92,11 @@ class Step:
 
     def _gradient_in_chunks(self, augmentation: Tensor) -> Tensor:
         """Two forward passes, one for the loss and one for its gradient, because a loss may depend on the whole batch."""
-        parts = [self.engine.forward(self.images[c], self.index[c], augmentation, self.memory, keep=False)[0] for c in self.chunks]
+        parts = [self.engine.forward(self.images[c], self.index[c], augmentation, self.workspace, save=False)[0] for c in self.chunks]
         self.output = Output(torch.cat([part.logits for part in parts]), torch.cat([part.attention for part in parts]))
         loss, grad_logits, grad_images = self._loss_gradients(self.output.logits)
         for chunk in self.chunks:
-            _, _, saved = self.engine.forward(self.images[chunk], self.index[chunk], augmentation, self.memory)
+            _, _, saved = self.engine.forward(self.images[chunk], self.index[chunk], augmentation, self.workspace)
             self.kept_bytes = max(self.kept_bytes, saved.bytes())
             self._backward(saved, grad_logits[chunk], self.grad[chunk])
         if grad_images is not None:

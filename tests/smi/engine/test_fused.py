@@ -5,7 +5,8 @@ import torch
 
 import smi
 from smi import engine
-from smi.engine.fused import Buffers, Fused
+from smi.engine.fused import Fused
+from smi.engine.saved_activations import StaticWorkspace
 from smi.errors import InputError, RunError
 from smi.images.patches import to_patches
 from smi.kernels.comparison import relative_error as relative
@@ -60,14 +61,14 @@ def test_agrees_with_the_reference_on_every_model(variant, active, family):
 def test_static_memory_gives_the_same_every_time(variant, family):
     """Twice into the same memory, with another pass without backward between the two."""
     vit, images, index, pull = problem(variant)
-    fused, memory = Fused(vit, "float32"), Buffers()
+    fused, workspace = Fused(vit, "float32"), StaticWorkspace()
     want, _, saved = fused.forward(images, index, AUGMENTATION)
     grad = fused.backward(saved, pull)
     for _ in range(2):
-        got, _, saved = fused.forward(images, index, AUGMENTATION, memory)
+        got, _, saved = fused.forward(images, index, AUGMENTATION, workspace)
         assert torch.equal(fused.backward(saved, pull), grad)
         assert torch.equal(got.logits, want.logits)
-        look, _, _ = fused.forward(images, index, AUGMENTATION, memory, keep=False)
+        look, _, _ = fused.forward(images, index, AUGMENTATION, workspace, save=False)
         torch.testing.assert_close(look.logits, want.logits, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(look.attention, want.attention, rtol=1e-5, atol=1e-6)
 
@@ -75,7 +76,7 @@ def test_static_memory_gives_the_same_every_time(variant, family):
 def test_memory_follows_the_images_the_shape_and_the_engine(variant, family):
     """What was recorded for one shape, batch or engine is never replayed for another."""
     vit, images, index, pull = problem(variant)
-    engines, memory = [Fused(vit, "float32"), Fused(vit, "float32", recompute=True)], Buffers()
+    engines, workspace = [Fused(vit, "float32"), Fused(vit, "float32", recompute=True)], StaticWorkspace()
     draws = torch.Generator().manual_seed(5)
     for count, active in ((len(images), index.shape[1]), (1, 2), (len(images), 2), (len(images), index.shape[1])):
         for fused in engines:
@@ -83,20 +84,20 @@ def test_memory_follows_the_images_the_shape_and_the_engine(variant, family):
             want, _, saved = fused.forward(some, index[:count, :active], AUGMENTATION)
             grad = fused.backward(saved, pull[:count])
             for _ in range(2):
-                got, _, saved = fused.forward(some, index[:count, :active], AUGMENTATION, memory)
+                got, _, saved = fused.forward(some, index[:count, :active], AUGMENTATION, workspace)
                 assert torch.equal(got.logits, want.logits)
                 assert torch.equal(fused.backward(saved, pull[:count]), grad)
 
 
 def test_activations_computed_again_give_the_same_gradients(variant, family):
     vit, images, index, pull = problem(variant)
-    keeping, again, memory = Fused(vit, "float32"), Fused(vit, "float32", recompute=True), Buffers()
-    want, _, saved = keeping.forward(images, index, AUGMENTATION)
-    grad = keeping.backward(saved, pull)
+    saving, recomputing, workspace = Fused(vit, "float32"), Fused(vit, "float32", recompute=True), StaticWorkspace()
+    want, _, saved = saving.forward(images, index, AUGMENTATION)
+    grad = saving.backward(saved, pull)
     for _ in range(2):
-        got, _, saved = again.forward(images, index, AUGMENTATION, memory)
+        got, _, saved = recomputing.forward(images, index, AUGMENTATION, workspace)
         assert relative(got.logits, want.logits) < 1e-6
-        assert relative(again.backward(saved, pull), grad) < 1e-6
+        assert relative(recomputing.backward(saved, pull), grad) < 1e-6
 
 
 @pytest.mark.parametrize("active", [None, 3])
@@ -108,9 +109,9 @@ def test_patches_with_their_cells_give_the_logits_of_the_reference(variant, acti
     wide = vit.to("cpu", torch.float64)
     truth = engine.forward_patches(wide, patches.double(), index)
     torch.testing.assert_close(truth, engine.forward(wide, images.double(), index).logits, rtol=1e-10, atol=1e-12)
-    fused, memory = Fused(vit, "float32"), Buffers()
+    fused, workspace = Fused(vit, "float32"), StaticWorkspace()
     for _ in range(2):
-        assert relative(fused.forward_patches(patches, index, memory), truth) < 1e-5
+        assert relative(fused.forward_patches(patches, index, workspace), truth) < 1e-5
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -227,10 +228,10 @@ def test_memory_estimate_is_near_what_static_memory_takes(recompute):
 
     model = small_vit(img_size=64, embed_dim=96, depth=6)
     vit, images, index, pull = problem(model, batch=4)
-    fused, buffers = Fused(vit, "float32", recompute), Buffers()
-    _, _, saved = fused.forward(images, index, AUGMENTATION, buffers)
+    fused, workspace = Fused(vit, "float32", recompute), StaticWorkspace()
+    _, _, saved = fused.forward(images, index, AUGMENTATION, workspace)
     fused.backward(saved, pull)
-    taken = sum(tensor.nbytes for tensor in buffers.tensors.values())
+    taken = sum(tensor.nbytes for tensor in workspace.tensors.values())
     assert 0.75 < taken / step_memory(vit, 4, 256, fused.mode).pass_peak < 1.2
 
 
