@@ -25,7 +25,7 @@ def can_int8(recipe: Recipe) -> None:
     if (recipe.weight_bits, recipe.activation_bits) != (8, 8):
         raise InputError(f"an int8 model needs 8 bits for weights and activations, this one is {recipe}: only the simulation has other widths")
     if recipe.attention:
-        raise InputError("an int8 model keeps attention's two matrix multiplies in float32: quantise with attention=False")
+        raise InputError("an int8 model keeps attention's two GEMMs in float32: quantise with attention=False")
 
 
 @cache

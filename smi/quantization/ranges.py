@@ -81,7 +81,7 @@ def activation_spec(recipe: Recipe) -> QuantizationSpec:
 
 
 class ViTQuantizer(Quantizer):
-    """Quantises weight and input of every linear layer and, where asked, both operands of attention's two matrix multiplies."""
+    """Quantises weight and input of every linear layer and, where asked, both operands of attention's two GEMMs."""
 
     def __init__(self, recipe: Recipe):
         super().__init__()

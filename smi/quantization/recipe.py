@@ -18,7 +18,7 @@ class Recipe:
     ranges: str = "minmax"  # of the activations
     percentile: float = 99.9  # ranges="percentile": so many percent above the lower end, as many below the upper
     weight_ranges: str = "minmax"
-    attention: bool = False  # both operands of attention's two matrix multiplies too
+    attention: bool = False  # both operands of attention's two GEMMs too
 
     def __post_init__(self):
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):

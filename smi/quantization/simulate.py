@@ -36,7 +36,7 @@ def quantize(
     weight_bits, activation_bits: 2 to 8; weights per output channel and symmetric, inputs of the linear layers per tensor and asymmetric.
     ranges: of the activations: "minmax" (as published), "percentile" (from the (100 - percentile)-th to the percentile-th) or "mse" (least squared
     error). weight_ranges: "minmax" or "mse".
-    attention: quantise both operands of attention's two matrix multiplies as well.
+    attention: quantise both operands of attention's two GEMMs as well.
     batch_size: images at a time.
 
     Returns a simulation in float32; where both widths are 8, its `int8()` is the deployable model. Raises InputError for what does not fit the model
@@ -91,7 +91,7 @@ class SimulatedViT(QuantizedViT):
 
     def int8(self) -> Int8ViT:
         """The deployable model of the same codes and scales, whose linear layers multiply integers on the CPU; raises InputError where it is not
-        W8/A8, or attention's matrix multiplies are quantised too."""
+        W8/A8, or attention's GEMMs are quantised too."""
         can_int8(self.facts.recipe)
         tensors, inputs = _tensors(self.graph), {}
         for name, node in zip(self.facts.linears(), _linears(self.graph), strict=True):

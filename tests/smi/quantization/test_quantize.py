@@ -169,7 +169,7 @@ def test_attention_products_too(model, images):
     products = [node for node in whole.graph.graph.nodes if node.target is torch.ops.aten.matmul.default]
     assert len(products) == 2
     assert all("dequantize" in str(argument.target) for node in products for argument in node.args)
-    with pytest.raises(InputError, match="keeps attention's two matrix multiplies in float32"):
+    with pytest.raises(InputError, match="keeps attention's two GEMMs in float32"):
         smi.quantize(model, images, attention=True).int8()
 
 
