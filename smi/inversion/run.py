@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor
 
@@ -54,6 +53,8 @@ class Run:
 
 def provenance_of(run: Run) -> dict[str, Any]:
     """Every setting of the run, completed, and the software it ran on, as JSON."""
+    import timm  # slow: it brings torchvision
+
     recorded = {each.name: each.metadata["recorded"] for each in fields(Settings) if each.metadata["recorded"]}
     return {
         **{name: record(getattr(run.settings, name)) for name, record in recorded.items()},
