@@ -1,4 +1,4 @@
-"""Models by name: timm's architectures with weights from a hub, from a local file, or the teacher that comes with the package."""
+"""Models by name: timm's architectures with weights from a hub or a local file, the embedded teacher, and models in folders."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +22,12 @@ def load_model(
 ) -> nn.Module:
     """A model in evaluation mode.
 
-    name: a timm architecture, "digits" for the embedded teacher, or a folder that training or distillation wrote. checkpoint: .safetensors, or
-    .pth/.pt/.bin read as data only; its head decides the number of classes. random_weights: no weights at all, for timing. image_size: height, width
-    in pixels where it differs from the architecture's. Raises InputError for an unknown name or a checkpoint that does not fit, RunError where
-    pretrained weights cannot be had.
+    name: a timm architecture, "digits" for the embedded teacher, or a folder that training or distillation wrote.
+    checkpoint: .safetensors, or .pth/.pt/.bin read as data only; its head decides the number of classes. None: pretrained weights from timm's hub.
+    random_weights: untrained weights, for timing.
+    image_size: height, width in pixels where it differs from the architecture's.
+
+    Raises InputError for an unknown name or a checkpoint that does not fit, RunError where pretrained weights cannot be fetched.
     """
     if checkpoint is not None and random_weights:
         raise InputError("ask for a checkpoint or for random weights, not both")

@@ -1,12 +1,13 @@
-"""A model in a folder: model.safetensors with the weights, and model.json with the architecture, the statistics of its training images and a record.
+"""A model in a folder: model.safetensors with the weights; model.json with the architecture, the statistics of its training images and a record.
 
-Teachers and students that are no timm architecture by name are kept so; `smi invert --model FOLDER` takes them like any other.
+It holds teachers and students that are no timm architecture by name; `smi invert --model FOLDER` takes them like any other.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -18,7 +19,7 @@ from .vit import ViT, describe
 
 FORMAT = "smi.model/1"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-STATISTICS = ("architecture", "mean", "std", "flip", "crop_pct")  # what is kept of timm's pretrained_cfg
+STATISTICS = ("architecture", "mean", "std", "flip", "crop_pct")  # what is saved of timm's pretrained_cfg
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}  # kernels.linear_gelu's names in timm's registry
 
 
@@ -38,7 +39,7 @@ def save_model(model: nn.Module, folder: str | Path, record: Mapping | None = No
 
 
 def save_weights(model: nn.Module, folder: Path) -> None:
-    """The weights alone, of a model that the caller makes again."""
+    """Write the weights alone, of a model that the caller can build again. Raises RunError where writing fails."""
     weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
     try:
         replace_file(folder / WEIGHTS, lambda path: save_file(weights, path))
@@ -57,7 +58,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 def load_model_folder(folder: str | Path) -> nn.Module:
     """The model that `save_model` wrote, in evaluation mode. Raises InputError where there is none or it is damaged."""
     folder = Path(folder)
-    about = _about(folder)
+    about = _description(folder)
     try:
         model = build(about["architecture"])
         model.load_state_dict(load_file(folder / WEIGHTS))
@@ -71,10 +72,11 @@ def load_model_folder(folder: str | Path) -> nn.Module:
 
 def record_of(folder: str | Path) -> dict:
     """How the model in a folder was made and what it scores."""
-    return _about(Path(folder)).get("record", {})
+    return _description(Path(folder)).get("record", {})
 
 
-def _about(folder: Path) -> dict:
+def _description(folder: Path) -> dict:
+    """What DESCRIPTION holds; raises InputError where it is none of ours."""
     try:
         about = json.loads((folder / DESCRIPTION).read_text())
     except (OSError, ValueError) as error:
@@ -85,7 +87,7 @@ def _about(folder: Path) -> dict:
 
 
 def build(made: Mapping) -> nn.Module:
-    """A model with fresh weights of what `architecture` says."""
+    """A model of the architecture that `architecture` gave, with newly initialised weights."""
     if "timm" in made:
         import timm
 
@@ -97,7 +99,8 @@ def build(made: Mapping) -> nn.Module:
 
 
 def architecture(model: nn.Module) -> dict:
-    """What `build` needs to make a model like this one: timm's name, or the arguments of VisionTransformer."""
+    """What `build` needs to make a model like this one: timm's name, or the arguments of VisionTransformer. Raises InputError where neither
+    gives it back."""
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     candidates = [made for made in (_named(model, name), _arguments(model)) if made is not None]
     for made in candidates:
@@ -148,7 +151,7 @@ def _arguments(model: nn.Module) -> dict | None:
 
 
 def _same(model: nn.Module, made: Mapping) -> bool:
-    """Whether `build` makes the same computation and the same tensors."""
+    """Whether `build` gives the same computation and tensors of the same shapes."""
     try:
         other = build(made)
         shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (model, other)]
@@ -157,8 +160,8 @@ def _same(model: nn.Module, made: Mapping) -> bool:
         return False
 
 
-def _facts(model: nn.Module):
-    """What a supported ViT computes, shapes in the place of weights; of other models what they print."""
+def _facts(model: nn.Module) -> Any:
+    """What a supported ViT computes, with shapes in the place of weights; of other models what they print."""
     channels = getattr(model, "in_chans", 3)
     try:
         return _shapes(describe(model, mean=(0.0,) * channels, std=(1.0,) * channels, flip=True))
@@ -166,7 +169,7 @@ def _facts(model: nn.Module):
         return str(model)
 
 
-def _shapes(value):
+def _shapes(value: Any) -> Any:
     if isinstance(value, Tensor):
         return tuple(value.shape)
     if isinstance(value, tuple):

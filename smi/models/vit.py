@@ -1,26 +1,34 @@
 """A frozen description of a timm Vision Transformer, read from its modules.
 
-Nothing of the model is patched or copied: the description holds its weights (detached unless asked otherwise) and the few facts that the engine
-needs. Whatever would make `engine` compute something else than the model does is refused with the reason.
+The model is neither patched nor copied. The description holds its weights, detached unless asked otherwise, and the few facts that the engine needs.
+A model for which the engine would compute something else than the model does is refused with the reason.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 
+Take = Callable[[Any], Any]  # a parameter as the description holds it, None where it is None
+
 
 @dataclass(frozen=True, eq=False)
 class Linear:
+    """x weight^T + bias."""
+
     weight: Tensor  # [out, in]
     bias: Tensor | None  # [out]
 
 
 @dataclass(frozen=True, eq=False)
 class Norm:
+    """LayerNorm over the last axis."""
+
     weight: Tensor  # [d]
     bias: Tensor | None  # [d]
     eps: float
@@ -72,22 +80,27 @@ class ViT:
 
     @property
     def num_patches(self) -> int:
+        """N, of a whole image."""
         return self.grid[0] * self.grid[1]
 
     @property
     def num_prefix(self) -> int:
+        """P, tokens in front of the patches."""
         return self.prefix.shape[0]
 
     @property
     def num_classes(self) -> int:
+        """Width of the logits."""
         return self.heads[0].weight.shape[0]
 
     @property
     def embed_dim(self) -> int:
+        """d, width of a token."""
         return self.embed.weight.shape[0]
 
     @property
     def device(self) -> torch.device:
+        """Of the weights."""
         return self.embed.weight.device
 
     def valid_range(self) -> tuple[Tensor, Tensor]:
@@ -118,7 +131,7 @@ class ViT:
         return digest.hexdigest()
 
 
-def _map_tensors(value, function):
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """`value` with `function` applied to every tensor in its dataclasses and tuples."""
     if isinstance(value, Tensor):
         return function(value)
@@ -132,11 +145,11 @@ def _map_tensors(value, function):
 def describe(
     model: nn.Module, *, mean: tuple[float, ...] | None = None, std: tuple[float, ...] | None = None, flip: bool | None = None, frozen: bool = True
 ) -> ViT:
-    """Read a timm `VisionTransformer` or `VisionTransformerDistilled`.
+    """The description of a timm `VisionTransformer` or `VisionTransformerDistilled`.
 
-    mean, std, flip: normalisation statistics of the training images and whether mirror images keep their class; None takes them from the model's
-    `pretrained_cfg`. frozen: detach the weights; False keeps them in the autograd graph, to train a student. Raises InputError for what is not
-    supported.
+    mean, std: of the training images per channel, as fractions of white. flip: whether mirror images keep their class. None: from the model's
+    `pretrained_cfg`. frozen: detach the weights; False keeps them in the autograd graph, to train a student. Raises InputError with the reason for a
+    model that is not supported.
     """
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
@@ -145,7 +158,7 @@ def describe(
         raise InputError(f"{type(model).__name__} is not supported: pass a timm VisionTransformer or distilled DeiT with a CLS token")
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
     refuse_unsupported(model, name)
-    take = (lambda p: None if p is None else p.detach()) if frozen else (lambda p: p)
+    take: Take = (lambda p: None if p is None else p.detach()) if frozen else (lambda p: p)
     distilled = isinstance(model, VisionTransformerDistilled)
     prefix = [model.cls_token, *([model.dist_token] if distilled else []), *([] if model.reg_token is None else [model.reg_token])]
     prefix = torch.cat([take(token)[0] for token in prefix])
@@ -247,11 +260,11 @@ def _activation(act: nn.Module) -> str | None:
     return {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}.get(type(act).__name__)
 
 
-def _linear(module: nn.Linear, take) -> Linear:
+def _linear(module: nn.Linear, take: Take) -> Linear:
     return Linear(take(module.weight), take(module.bias))
 
 
-def _norm(module: nn.Module, take) -> Norm | None:
+def _norm(module: nn.Module, take: Take) -> Norm | None:
     if not _is_norm(module):
         return None
     if not isinstance(module, nn.LayerNorm) or module.weight is None:
@@ -259,7 +272,7 @@ def _norm(module: nn.Module, take) -> Norm | None:
     return Norm(take(module.weight), take(module.bias), module.eps)
 
 
-def _block(block: nn.Module, take) -> Block:
+def _block(block: nn.Module, take: Take) -> Block:
     attention, mlp = block.attn, block.mlp
     scale1, scale2 = (take(scale.gamma) if _is_norm(scale) else None for scale in (block.ls1, block.ls2))
     return Block(
@@ -276,7 +289,7 @@ def _block(block: nn.Module, take) -> Block:
     )
 
 
-def _statistics(channels: int, mean, std) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and std as tuples of `channels` floats; raises InputError where they do not fit the model."""
     for name, values in (("mean", mean), ("std", std)):
         if values is None or len(values) != channels:
