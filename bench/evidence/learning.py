@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from smi.images.forward import forward_sparse
 from smi.images.patches import to_patches
 from smi.random_streams import generator
-from smi.teachers.train_cifar10 import mimetic
+from smi.teachers.mimetic import initialise_mimetic
 
 BATCH, RATE, DECAY = 64, 1e-3, 0.05
 NOISE = 0.5  # largest standard deviation of the noise on the images, as for the digits teacher
@@ -34,7 +34,7 @@ def learn(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        mimetic(student)
+        initialise_mimetic(student)
     optimiser = torch.optim.AdamW(student.parameters(), lr=peak, weight_decay=DECAY)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, peak, steps)
     patch = student.patch_embed.patch_size[0]

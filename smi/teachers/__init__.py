@@ -1,10 +1,12 @@
 """The teacher that comes with the package: a small ViT that reads handwritten digits, trained by `train_digits`.
 
-32x32 pixels, patch 4 (64 patches and CLS), one channel, ten classes. Trained with patch dropout, so that sparse images are in its distribution.
+32x32 pixels, patch 4 (64 patches and CLS), one channel, ten classes. Trained with patch dropout, so that sparse images are in
+its training distribution.
 """
 
 import json
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +17,7 @@ ARCHITECTURE = {"img_size": 32, "patch_size": 4, "in_chans": 1, "num_classes": 1
 
 
 def untrained_digits(mean: float, std: float) -> nn.Module:
-    """The digits architecture with fresh weights; mean and std of the training pixels as fractions of white."""
+    """The digits architecture with untrained weights; mean and std of the training pixels as fractions of white."""
     from timm.models.vision_transformer import VisionTransformer
 
     model = VisionTransformer(**ARCHITECTURE)
@@ -33,6 +35,6 @@ def digits() -> nn.Module:
     return model.eval()
 
 
-def digits_record() -> dict:
+def digits_record() -> dict[str, Any]:
     """How the teacher was trained and what it scores."""
     return json.loads(RECORD.read_text())

@@ -1,7 +1,7 @@
 """Train the embedded teacher on scikit-learn's digits: `python -m smi.teachers.train_digits [FOLDER]`, a few minutes on two cores.
 
-Patch dropout (Liu et al. 2023): every batch is seen through a random part of its patches, from a quarter to all, so that images of which most patches
-are missing are nothing strange to the trained model. Shifts and noise do the same for jitter and for the first iterations of an inversion.
+Patch dropout (Liu et al. 2023): every batch is seen through a random part of its patches, from a quarter to all, so that sparse images are in the
+trained model's distribution. Shifts and noise do the same for jitter and for the first iterations of an inversion.
 """
 
 import json
@@ -46,7 +46,7 @@ def load_digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def part_of_patches(images: Tensor, kept: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_patches(images: Tensor, kept: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """`kept` random patches of each image [B, C, H, W]: patches [B, kept, C, p, p] and index [B, kept]."""
     patches = to_patches(images, PATCH)
     index = torch.rand(patches.shape[:2], generator=generator).argsort(1)[:, :kept].sort(1).values
@@ -55,9 +55,9 @@ def part_of_patches(images: Tensor, kept: int, generator: torch.Generator) -> tu
 
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, kept: float = 1.0) -> float:
-    """Share of normalised images that are recognised from a random part of their patches."""
+    """Fraction of normalised images that are recognised from a random fraction `kept` of their patches."""
     count = round(kept * (SIDE // PATCH) ** 2)
-    logits = forward_sparse(model, part_of_patches(images, count, torch.Generator().manual_seed(0)))
+    logits = forward_sparse(model, random_patches(images, count, torch.Generator().manual_seed(0)))
     return (logits.argmax(1) == labels).double().mean().item()
 
 
@@ -82,7 +82,7 @@ def train(config: dict) -> tuple[nn.Module, dict]:
         images = images + noise * torch.randn(images.shape, generator=generator)
         kept = round(patches * (config["least_kept"] + (1 - config["least_kept"]) * torch.rand(1, generator=generator).item()))
         loss = F.cross_entropy(
-            forward_sparse(model, part_of_patches(images, kept, generator)), train_labels[chosen], label_smoothing=config["smoothing"]
+            forward_sparse(model, random_patches(images, kept, generator)), train_labels[chosen], label_smoothing=config["smoothing"]
         )
         optimiser.zero_grad()
         loss.backward()
@@ -106,6 +106,7 @@ def train(config: dict) -> tuple[nn.Module, dict]:
 
 
 def main(folder: Path = FOLDER) -> None:
+    """Train, and write weights and record to a folder."""
     model, record = train(CONFIG)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), folder / WEIGHTS.name)
