@@ -1,4 +1,4 @@
-"""Knowledge transfer to a student, without data."""
+"""Knowledge transfer: a student is distilled from a teacher by synthesised images."""
 
 from .loop import Distilled, distill
 from .pool import Inversion

@@ -54,10 +54,12 @@ def draw(batch: int, roll: int, flip: bool, generator: torch.Generator) -> tuple
     return offsets, flips
 
 
-def drop_patches(patches: Tensor, index: Tensor, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A random part of the patches [B, n, ...] at cells index [B, n] of each image (PatchDropout, Liu et al. 2023): how many is drawn for the batch,
-    from (1 - share) n, at least one, to n."""
+def drop_patches(patches: Tensor, index: Tensor, most: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A random part of the patches [B, n, ...] at cells index [B, n] of each image (PatchDropout, Liu et al. 2023).
+
+    How many is drawn for the batch, from (1 - most) n, at least one, to n.
+    """
     n = index.shape[1]
-    kept = int(torch.randint(max(1, round((1 - share) * n)), n + 1, (), generator=generator))
+    kept = int(torch.randint(max(1, round((1 - most) * n)), n + 1, (), generator=generator))
     chosen = torch.rand(index.shape, generator=generator).argsort(1)[:, :kept]
     return patches[torch.arange(len(patches))[:, None], chosen], index.gather(1, chosen)

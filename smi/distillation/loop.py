@@ -1,4 +1,4 @@
-"""Knowledge transfer: a student learns a teacher's answers to sparse images (METHODS section 2, downstream use).
+"""Knowledge transfer: a student learns a teacher's answers to sparse images.
 
 loss = T^2 KL(softmax(teacher / T) || softmax(student / T)),  both reading the retained patches alone
 """
@@ -17,18 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..files import output_folder, write_text
 from ..images.readers import Reader, logits, reader
-from ..models.folder import DESCRIPTION, WEIGHTS, load_weights, save_model, save_weights
+from ..models.folder import load_weights
 from ..models.vit import describe
 from ..random_streams import generator
 from . import augment
-from .pool import Pool, Source, remove_pools
-from .progress import Progress
+from .pool import Pool, Source
+from .progress import TrainingProgress
+from .run_folder import STATE, open_folder, read_result, write_curve, write_result
 from .settings import Settings, freeze_trunk, make_optimiser, make_settings
 from .training_state import load_state, save_state
 
-STATE, CURVE, RESULT = "state.safetensors", "curve.jsonl", "result.json"
 SAVE_EVERY = 30.0  # seconds
 
 
@@ -65,43 +64,45 @@ def distill(
 ) -> Distilled:
     """Train a copy of `student` to answer sparse images as `teacher` does.
 
-    images: SparseImages; or, to refresh them every `refresh_every` steps, a function that makes those of round 0, 1, ... or an iterator such as
+    images: SparseImages; or, to refresh them every `refresh_every` steps, a function that makes those of round 0, 1, ..., or an iterator such as
     `smi.invert_batches` gives. A student on the teacher's patch grid reads the retained patches alone, any other the filled image (with a warning).
-    preset: "published" (SGD 0.1, momentum 0.9, weight decay 1e-4, no schedule) or "adamw"; options: any field of
-    `smi.distillation.settings.Settings` in its place, such as steps, batch_size, temperature, lr, head_only, roll, flip, patch_dropout, holdout,
-    patience, seed.
-    The best weights are those of the smallest divergence on held-out images (on all of them where holdout is less than one image): real data takes
-    no part in the choice. evaluation: real images [N, C, H, W], normalised for the student, and labels [N], whose accuracy is reported. output: a
-    folder for curve.jsonl, the best student and the state of the run; a killed run goes on from it when called again with the same arguments.
-    device: None: the student's. on_step: called with step and loss. Raises InputError for what cannot be done, RunError where the loss is no longer
-    finite.
+    preset: "published" (SGD 0.1, momentum 0.9, weight decay 1e-4, constant rate) or "adamw".
+    options: fields of `smi.distillation.settings.Settings` that replace the preset's, such as steps, batch_size, lr, temperature, head_only, seed.
+    evaluation: real images [N, C, H, W], normalised for the student, and labels [N]; the accuracy on them is reported.
+    output: a folder for learning curve, best student and state of the run; a killed run goes on when called again with the same arguments.
+    device: None: the student's. on_step: called with step and loss.
+
+    The best weights are those of the smallest divergence on held-out images (on all images where `holdout` is less than one image): real data takes
+    no part in the choice. Raises InputError for what cannot be done, RunError where the loss is no longer finite or writing fails.
     """
     settings = make_settings(preset, options)
-    run = _Run(teacher, student, images, settings, evaluation, output, force, device)
+    run = _Distillation(teacher, student, images, settings, evaluation, output, force, device)
     return run.finished() or run.train(progress, on_step)
 
 
-class _Run:
-    """A distillation under way."""
+class _Distillation:
+    """A distillation under way: checked when made."""
 
-    def __init__(self, teacher, student, images, settings: Settings, evaluation, output, force, device):
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        images: Source,
+        settings: Settings,
+        evaluation: tuple[Tensor, Tensor] | None,
+        output: str | Path | None,
+        force: bool,
+        device: str | torch.device | None,
+    ):
         self.settings, self.evaluation = settings, evaluation
         self.device = torch.device(device) if device is not None else next(student.parameters()).device
-        self.folder = None if output is None else _folder(Path(output), force)
+        self.folder = None if output is None else open_folder(Path(output), force)
         self.pool = Pool(images, settings.refresh_every, settings.holdout, settings.seed, self.folder)
         self.student = copy.deepcopy(student).to(self.device)
         self.teacher = copy.deepcopy(teacher).to(self.device).eval()
         self.read_teacher = reader(self.teacher, self.pool.images, "the teacher", frozen=True)
         self.read_student = reader(self.student, self.pool.images, "the student")
-        if not self.read_teacher.sparse:
-            raise InputError("the teacher must be a ViT on the grid of the images: these were made for another model")
-        if self.read_teacher.num_classes != self.read_student.num_classes:
-            raise InputError(
-                f"the student has {self.read_student.num_classes} classes, the teacher {self.read_teacher.num_classes}: they must be the same"
-            )
-        most = max(int(part.labels.max()) for part in (self.pool.images, self.pool.held_out) if part is not None)
-        if most >= self.read_teacher.num_classes:
-            raise InputError(f"the images have labels up to {most}, but the teacher has {self.read_teacher.num_classes} classes: another model's")
+        self._check_models()
         self._check_evaluation()
         if settings.head_only:
             freeze_trunk(self.student)
@@ -115,14 +116,26 @@ class _Run:
         self.asked = {
             "settings": asdict(settings),
             "teacher": vit.weight_hash(),
-            "student": _hash(student),
+            "student": _weight_hash(student),
             "images": self.pool.digest(),
             "source": getattr(images, "about", None),
             "evaluation": None if evaluation is None else len(evaluation[1]),
         }
         self.step, self.seconds, self.curve, self.best, self.best_weights, self.worse = 0, 0.0, [], None, {}, 0
 
+    def _check_models(self) -> None:
+        """Raise InputError where images, teacher and student do not fit one another."""
+        teacher, student = self.read_teacher, self.read_student
+        if not teacher.sparse:
+            raise InputError("the teacher must be a ViT on the grid of the images: these were made for another model")
+        if teacher.num_classes != student.num_classes:
+            raise InputError(f"the student has {student.num_classes} classes, the teacher {teacher.num_classes}: they must be the same")
+        most = max(int(part.labels.max()) for part in (self.pool.images, self.pool.held_out) if part is not None)
+        if most >= teacher.num_classes:
+            raise InputError(f"the images have labels up to {most}, but the teacher has {teacher.num_classes} classes: another model's")
+
     def _check_evaluation(self) -> None:
+        """Raise InputError where the real images do not fit the student."""
         if self.evaluation is None:
             return
         images, labels = self.evaluation
@@ -139,26 +152,27 @@ class _Run:
 
     def finished(self) -> Distilled | None:
         """The result of an earlier run with the same arguments that came to its end."""
-        if self.folder is None or not (self.folder / RESULT).exists():
+        ended = None if self.folder is None else read_result(self.folder)
+        if ended is None:
             return None
-        kept = json.loads((self.folder / RESULT).read_text())
-        self._refuse_other(kept["asked"])
+        self._refuse_other_run(ended["asked"])
         student = copy.deepcopy(self.student)
         student.load_state_dict(load_weights(self.folder))
-        return Distilled(student.eval(), **kept["result"])
+        return Distilled(student.eval(), **ended["result"])
 
-    def _refuse_other(self, asked: dict) -> None:
+    def _refuse_other_run(self, asked: dict) -> None:
+        """Raise InputError where the folder is of a run with other arguments."""
         if asked != json.loads(json.dumps(self.asked)):
             different = ", ".join(name for name in self.asked if asked.get(name) != json.loads(json.dumps(self.asked[name])))
-            raise InputError(f"{self.folder} holds a run with other {different}: choose another folder, or pass --force (force=True) to begin anew")
+            raise InputError(f"{self.folder} holds a run with other {different}: choose another folder, or pass --force (force=True) to start over")
 
     def train(self, progress: bool, on_step: Callable[[int, float], None] | None) -> Distilled:
         """Take all steps, or those that are left."""
         self._resume()
         saved = time.monotonic()
         began = saved - self.seconds
-        stopped = self._exhausted()
-        with Progress("distill", self.settings.steps, self.step, shown=progress) as show:
+        stopped = self._out_of_patience()
+        with TrainingProgress("distill", self.settings.steps, self.step, shown=progress) as show:
             while self.step < self.settings.steps and not stopped:
                 loss = self._update()
                 self.step, self.seconds = self.step + 1, time.monotonic() - began
@@ -168,13 +182,14 @@ class _Run:
                 due = self.step % self.settings.eval_every == 0 or self.step == self.settings.steps
                 if due:
                     self._evaluate(loss)
-                    stopped = self._exhausted()
+                    stopped = self._out_of_patience()
                 if due or time.monotonic() - saved >= SAVE_EVERY:
                     self._save()
                     saved = time.monotonic()
         return self._finish(stopped)
 
     def _update(self) -> float:
+        """Take one step; returns its loss."""
         settings, images = self.settings, self.pool.at(self.step)
         draw = generator(settings.seed, "distill", self.step)
         chosen = torch.randperm(len(images), generator=draw)[: settings.batch_size]
@@ -199,6 +214,7 @@ class _Run:
         return value
 
     def _evaluate(self, loss: float) -> None:
+        """Add a row to the learning curve, and remember the weights where they are the best so far."""
         self.student.eval()
         judged = self.pool.held_out if self.pool.held_out is not None else self.pool.images
         mine, wanted = (logits(read, judged, self.device) for read in (self.read_student, self.read_teacher))
@@ -217,12 +233,12 @@ class _Run:
         else:
             self.worse += 1
 
-    def _exhausted(self) -> bool:
+    def _out_of_patience(self) -> bool:
         return self.settings.patience is not None and self.worse >= self.settings.patience
 
     @torch.no_grad()
     def _accuracy(self, limit: int | None = None) -> float:
-        """Share of the real images that the student in its present weights recognises, all patches seen."""
+        """Fraction of the real images, all patches seen, that the student recognises with its present weights."""
         images, labels = (tensor[:limit] for tensor in self.evaluation)
         self.student.eval()
         right = 0
@@ -234,7 +250,7 @@ class _Run:
         if self.folder is None or not (self.folder / STATE).exists():
             return
         progress, extra = load_state(self.folder / STATE, self.student, self.optimiser)
-        self._refuse_other(progress["asked"])
+        self._refuse_other_run(progress["asked"])
         self.step, self.seconds, self.curve, self.best, self.worse = (progress[name] for name in ("step", "seconds", "curve", "best", "worse"))
         self.best_weights = {name: tensor.to(self.device) for name, tensor in extra.items()}
 
@@ -243,29 +259,19 @@ class _Run:
             return
         progress = {name: getattr(self, name) for name in ("asked", "step", "seconds", "curve", "best", "worse")}
         save_state(self.folder / STATE, self.student, self.optimiser, progress, self.best_weights)
-        _write(self.folder / CURVE, "".join(json.dumps(row) + "\n" for row in self.curve))
+        write_curve(self.folder, self.curve)
         self.pool.forget()
 
     def _finish(self, stopped: bool) -> Distilled:
         self.student.load_state_dict(self.best_weights)
         result = Distilled(self.student.eval(), self.curve, self.best, self.step, stopped, self.best["accuracy"], asdict(self.settings))
         if self.folder is not None:
-            self._write_result(result)
+            write_result(self.folder, self.student, self.asked, result.record())
         return result
-
-    def _write_result(self, result: Distilled) -> None:
-        """The student first, then what says that the run has ended, then the state goes: a kill in between loses nothing."""
-        try:
-            save_model(self.student, self.folder, result.record())
-        except InputError:  # no architecture that could be made again by name: its weights alone
-            save_weights(self.student, self.folder)
-        _write(self.folder / RESULT, json.dumps({"asked": self.asked, "result": result.record()}, indent=1) + "\n")
-        (self.folder / STATE).unlink(missing_ok=True)
-        remove_pools(self.folder)
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), mean over the batch: T^2 keeps the gradient's size whatever the temperature."""
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits [B, classes], mean over the batch; T^2 keeps the gradient's size at any T."""
     targets = F.log_softmax(teacher / temperature, dim=1)
     return temperature**2 * F.kl_div(F.log_softmax(student / temperature, dim=1), targets, log_target=True, reduction="batchmean")
 
@@ -275,32 +281,8 @@ def _targets(read: Reader, patches: Tensor, index: Tensor) -> Tensor:
     return read(patches, index)
 
 
-def _folder(path: Path, force: bool) -> Path:
-    """The output folder; one that holds a distillation is gone on with unless force."""
-    if path.is_dir() and not force and ((path / STATE).exists() or (path / RESULT).exists()):
-        return path
-    begun = path.is_dir() and all(_unfinished(entry.name) for entry in path.iterdir())  # killed before the first state was there
-    output_folder(path, force or begun)
-    for name in (STATE, RESULT, CURVE, DESCRIPTION, WEIGHTS):
-        (path / name).unlink(missing_ok=True)
-    remove_pools(path)
-    return path
-
-
-def _unfinished(name: str) -> bool:
-    """Whether a file is what a killed run leaves beside its states: kept rounds, and temporary names of ours and of safetensors."""
-    return name.startswith(("pool-", ".tmp")) or (name.startswith(".") and name.endswith(".tmp"))
-
-
-def _hash(model: nn.Module) -> str:
+def _weight_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise RunError(f"writing {path} failed ({error.strerror or error})") from error

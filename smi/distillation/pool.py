@@ -1,4 +1,4 @@
-"""Where the images of a distillation come from: made once, or a pool that a running inversion refreshes every k steps."""
+"""The images of a distillation: made once, or a pool that a running inversion refreshes every so many steps."""
 
 import hashlib
 import shutil
@@ -18,7 +18,7 @@ Source = SparseImages | Callable[[int], SparseImages] | Iterator[SparseImages]
 
 
 class Pool:
-    """The images that are in use. With a folder, those of a refreshed pool are kept there, so that a killed run need not make them again."""
+    """The images in use. With a folder, those of a refreshed pool are saved there, so that a killed run need not make them again."""
 
     def __init__(self, source: Source, refresh_every: int | None, holdout: float, seed: int, folder: Path | None):
         if isinstance(source, SparseImages) and refresh_every is not None:
@@ -40,7 +40,7 @@ class Pool:
         return self.images
 
     def forget(self) -> None:
-        """Remove kept images of earlier rounds; the first stays, it holds what is held out."""
+        """Remove saved images of earlier rounds; the first stays, it holds what is held out."""
         if self.folder is not None:
             remove_pools(self.folder, (self._name(0), self._name(self.round)))
 
@@ -95,7 +95,7 @@ class Inversion:
 
 
 def remove_pools(folder: Path, but: Sequence[str] = ()) -> None:
-    """Remove the kept rounds in a folder."""
+    """Remove the saved rounds in a folder."""
     for path in folder.glob("pool-*"):
         if path.name not in but:
             shutil.rmtree(path)
@@ -113,8 +113,8 @@ def _checked(images: SparseImages) -> SparseImages:
     return images
 
 
-def _split(images: SparseImages, share: float, seed: int) -> tuple[SparseImages | None, SparseImages]:
-    """Held out and left, chosen from the seed; None where the share is not one whole image."""
-    count = int(share * len(images))
+def _split(images: SparseImages, holdout: float, seed: int) -> tuple[SparseImages | None, SparseImages]:
+    """Images held out and images left, chosen from the seed; None where the fraction is not one whole image."""
+    count = int(holdout * len(images))
     order = torch.randperm(len(images), generator=generator(seed, "holdout")).to(images.labels.device)
     return (images[order[:count].sort().values] if count else None), images[order[count:].sort().values]

@@ -6,14 +6,14 @@ import time
 from ..console import PLAIN_EVERY, make_progress_bar
 
 
-class Progress:
-    """A context whose call takes the steps done and what to say about them."""
+class TrainingProgress:
+    """A context manager; called with the number of steps done and what to say about them."""
 
     def __init__(self, title: str, total: int, done: int, shown: bool = True):
         self.title, self.total, self.first, self.shown = title, total, done, shown
         self.bar = None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "TrainingProgress":
         self.began = self.last = time.monotonic()
         if self.shown and sys.stderr.isatty():
             self.bar = make_progress_bar()

@@ -1,4 +1,4 @@
-"""Students: a timm model by name, a small fresh ViT on the teacher's grid, or the teacher with its last blocks made fresh."""
+"""Students: a timm model by name, a small untrained ViT on the teacher's grid, or the teacher with its last blocks re-initialised."""
 
 import copy
 from collections.abc import Iterator
@@ -20,12 +20,13 @@ def make_student(
 ) -> nn.Module:
     """A student for a supported ViT teacher, drawn from the seed.
 
-    name: "small" (a fresh ViT of width 64 and 3 blocks on the teacher's grid), "teacher" (the teacher's own weights, fresh_blocks of them made
-    fresh), a folder that `save_model` wrote, or a timm architecture, with fresh weights, those of a checkpoint, or timm's pretrained ones. It gets
-    the teacher's channels, image size, class count and statistics wherever it is fresh.
+    name: "small" (an untrained ViT of width 64 and 3 blocks on the teacher's grid), "teacher" (a copy of it, the last fresh_blocks blocks
+    re-initialised, all of them when None), a folder that `save_model` wrote, or a timm architecture with random weights, those of a checkpoint, or
+    timm's pretrained ones. An untrained student gets the teacher's channels, image size, class count and statistics. Raises InputError for what does
+    not go together.
     """
     if fresh_blocks is not None and name != "teacher":
-        raise InputError("fresh blocks are those of a copy of the teacher: ask for them with the student 'teacher'")
+        raise InputError("re-initialised blocks (fresh_blocks) are those of a copy of the teacher: ask for them with the student 'teacher'")
     if name in ("teacher", "small") and (checkpoint or pretrained):
         raise InputError(f"the student '{name}' takes no checkpoint and no pretrained weights")
     if name == "teacher":
@@ -35,19 +36,19 @@ def make_student(
     if checkpoint or pretrained:
         return load_model(name, checkpoint=checkpoint)
     with _seeded(seed):
-        return _fresh(name, teacher)
+        return _untrained(name, teacher)
 
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """The global stream of random numbers, from which modules draw their weights, set for a while."""
+    """Within it the global stream of random numbers, from which modules draw their weights, is set from the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, "student").initial_seed())
         yield
 
 
 def small_student(teacher: nn.Module, seed: int = 0, **options) -> nn.Module:
-    """A fresh ViT on the teacher's patch grid; options replace those of `SMALL`."""
+    """An untrained ViT on the teacher's patch grid; options replace those of `SMALL`."""
     from timm.models.vision_transformer import VisionTransformer
 
     vit = describe(teacher)
@@ -59,20 +60,20 @@ def small_student(teacher: nn.Module, seed: int = 0, **options) -> nn.Module:
 
 
 def partly_fresh(teacher: nn.Module, blocks: int, seed: int = 0) -> nn.Module:
-    """A copy of the teacher whose last `blocks` blocks, norm and head start afresh."""
+    """A copy of the teacher whose last `blocks` blocks, norm and head are re-initialised."""
     total = len(teacher.blocks)
     if not 0 <= blocks <= total:
-        raise InputError(f"fresh blocks must lie between 0 and the teacher's {total}, got {blocks}")
+        raise InputError(f"fresh_blocks must lie between 0 and the teacher's {total}, got {blocks}")
     student = copy.deepcopy(teacher)
     parts = [*list(student.blocks)[total - blocks :], student.norm, student.fc_norm, student.head]
     with _seeded(seed), torch.no_grad():
         for part in [*parts, *([student.head_dist] if hasattr(student, "head_dist") else [])]:
-            _start_afresh(part)
+            _reinitialise(part)
     return student.eval()
 
 
-def _start_afresh(part: nn.Module) -> None:
-    """timm's initial weights: linear layers truncated normal of deviation 0.02, norms and layer scales as when made."""
+def _reinitialise(part: nn.Module) -> None:
+    """timm's initial weights: linear layers truncated normal with standard deviation 0.02, norms and layer scales as when made."""
     for module in part.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -82,8 +83,8 @@ def _start_afresh(part: nn.Module) -> None:
             module.reset_parameters()
 
 
-def _fresh(name: str, teacher: nn.Module) -> nn.Module:
-    """A timm architecture with fresh weights in the teacher's sizes."""
+def _untrained(name: str, teacher: nn.Module) -> nn.Module:
+    """A timm architecture with random weights in the teacher's sizes."""
     import timm
 
     if not timm.is_model(name):

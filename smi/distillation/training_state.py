@@ -65,5 +65,5 @@ def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -
         if isinstance(error, InputError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be resumed from ({reason}): use another output folder, or --force to begin anew") from error
+        raise InputError(f"{path} cannot be resumed from ({reason}): use another output folder, or --force to start over") from error
     return progress, {name.removeprefix("extra."): tensor for name, tensor in tensors.items() if name.startswith("extra.")}

@@ -66,7 +66,7 @@ sys.path.insert(0, sys.argv[2])
 import smi
 from smi.distillation import partly_fresh
 from tests.conftest import small_vit
-from tests.smi.distilling import make_images
+from tests.smi.distillation.distilling import make_images
 
 folder, log = sys.argv[1], sys.argv[3]
 random.seed(0)
