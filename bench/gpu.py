@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import torch
 
-from smi.kernels import dispatch
+from smi.kernels import versions
 
 from .cases import suites
 from .cases.operations import GPU_BATCH, cases
@@ -35,7 +35,7 @@ RESERVE_COMPILED = 60.0  # the same with torch.compile
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="OPERATION", choices=dispatch.OPERATIONS, help="these operations")
+    parser.add_argument("--only", nargs="+", metavar="OPERATION", choices=versions.OPERATIONS, help="these operations")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="end after so many seconds")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args(arguments)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     device, budget = torch.device("cuda", torch.cuda.current_device()), Budget(options.seconds)
     if options.only:
         return measure_operations(device, options.only, options.seconds, not options.no_compile)
-    code = measure_operations(device, dispatch.OPERATIONS, OPERATIONS_SHARE * options.seconds, not options.no_compile)
+    code = measure_operations(device, versions.OPERATIONS, OPERATIONS_SHARE * options.seconds, not options.no_compile)
     measure_inversions(device, budget)
     return code
 

@@ -10,7 +10,7 @@ from bench.cases import suites
 from bench.cases.operations import CPU_BATCH, GPU_BATCH, cls_case, gelu_case, norm_case, residual_case
 from bench.measuring.budget import wall_seconds
 from bench.measuring.inversions import run_whole
-from bench.measuring.operations import steps, versions
+from bench.measuring.operations import steps, timed_versions
 from bench.sides.make import build_model, make_step
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import describe
@@ -48,7 +48,7 @@ def test_operation(benchmark, make, tokens):
     """Forward and backward of our version."""
     case = make(tokens, OPERATIONS_BATCH)
     example = case.build(DEVICE, torch.float32)
-    version = versions(case.operation, DEVICE)[-1]
+    version = timed_versions(case.operation, DEVICE)[-1]
     step = steps(case, example, DEVICE, compiled=False)[version]
     benchmark.extra_info["version"] = version
     benchmark.pedantic(lambda: wall_seconds(step, DEVICE), rounds=ROUNDS, warmup_rounds=1)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import versions
 from .precision import same_precision
 
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}  # largest relative error of any version
@@ -89,7 +89,7 @@ def compare(version: str, example: Example, dtype: torch.dtype) -> tuple[list[Er
     truth = outcome(reference, exact, inputs, weights, mutated)
     with same_precision():
         plain = outcome(reference, rounded, inputs, weights, mutated)
-    with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):  # `forced` holds for this thread only
+    with versions.forced(version), torch.autograd.set_multithreading_enabled(False):  # `forced` holds for this thread only
         out = outcome(function, rounded, inputs, weights, mutated)
     for name, value in truth.items():
         if out[name].shape != value.shape or out[name].dtype != plain[name].dtype:

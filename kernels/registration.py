@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.library import CustomOpDef, custom_op, infer_schema
 
-from . import dispatch
+from . import dispatch, versions
 
 
 def register(operation: str, function: str, fake: Callable, reference: Callable, mutates: Sequence[str] = ()) -> CustomOpDef:
@@ -19,7 +19,7 @@ def register(operation: str, function: str, fake: Callable, reference: Callable,
     fake: typed; returns empty tensors of the results' shapes and dtypes, None where all results are in `mutates`. reference: same arguments, the
     version that `dispatch` calls "reference". mutates: names of the arguments written in place. No result may be or alias an argument.
     """
-    dispatch.set_reference(operation, function, reference)
+    versions.set_reference(operation, function, reference)
     name = f"smi::{operation}" if function == "forward" else f"smi::{operation}_{function}"
     schema = infer_schema(fake, mutates_args=mutates)
     op = custom_op(name, lambda *args: dispatch.call(operation, function, *args), mutates_args=mutates, schema=schema)

@@ -24,7 +24,7 @@ import torch
 
 from smi.csrc import build
 
-from . import comparison, dispatch, timing
+from . import comparison, timing, versions
 from .precision import same_precision
 
 VERIFIED = Path(__file__).parent / "verified.json"
@@ -157,7 +157,7 @@ def say(text: str) -> None:
 def announced_check(operation: str, version: str, device: torch.device, dtype: str, size: str) -> Verdict:
     """Self-check with a line before and after; its verdict is kept, unless memory ran out. Raises BackendUnavailable during graph capture."""
     if torch.cuda.is_current_stream_capturing():
-        raise dispatch.BackendUnavailable(
+        raise versions.BackendUnavailable(
             f"{operation} in {dtype} is not verified on this GPU and cannot be while a CUDA graph is captured: run it once before, or smi verify"
         )
     where = f"{operation} ({version}, {dtype}, {size} sizes) on {torch.cuda.get_device_name(device)}"
@@ -202,7 +202,7 @@ def _self_check(operation: str, version: str, device: torch.device, dtype: str, 
 
 def speedup(operation: str, version: str, example: comparison.Example, device: torch.device) -> float:
     """Median time of stock PyTorch over that of `version`: forward and backward, in CUDA graphs."""
-    with dispatch.forced("stock"):
+    with versions.forced("stock"):
         weights = tuple(torch.randn_like(result) for result in comparison.as_tuple(example.function(**example.arguments)))
 
     def step() -> None:
@@ -215,10 +215,10 @@ def speedup(operation: str, version: str, example: comparison.Example, device: t
 def in_version(version: str, operation: str, step: Callable[[], object]) -> Callable[[], None]:
     """`step` with every operation forced into `version`, in this thread. Where there is no stock composition, stock is the definition in plain
     PyTorch's own precision."""
-    plain = version == "stock" and not dispatch.exists(operation, "stock")
+    plain = version == "stock" and not versions.exists(operation, "stock")
 
     def run() -> None:
-        with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False), same_precision() if plain else nullcontext():
+        with versions.forced(version), torch.autograd.set_multithreading_enabled(False), same_precision() if plain else nullcontext():
             step()
 
     return run
@@ -227,9 +227,9 @@ def in_version(version: str, operation: str, step: Callable[[], object]) -> Call
 def verify(device: torch.device) -> list[Verdict]:
     """Check every GPU version of every operation on `device` in every dtype and class of sizes, keep the verdicts and return them."""
     found = []
-    for operation in dispatch.OPERATIONS:
+    for operation in versions.OPERATIONS:
         sizes = getattr(import_module(f"smi.kernels.{operation}.op"), "SIZES", ("any",))
-        for version in (v for v in dispatch.NEEDS_VERDICT if dispatch.exists(operation, v)):
+        for version in (v for v in versions.NEEDS_VERDICT if versions.exists(operation, v)):
             for dtype in map(short, DTYPES):
                 for size in sizes:
                     found.append(self_check(operation, version, device, dtype, size))

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from .kernels.dispatch import availability, backend
+from .kernels.dispatch import availability
+from .kernels.versions import backend
 from .version import __version__
 
 PACKAGES = ("torch", "triton", "timm")

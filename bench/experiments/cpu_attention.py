@@ -24,7 +24,7 @@ from torch import Tensor
 
 from smi.console import print_table
 from smi.csrc import host
-from smi.kernels import dispatch
+from smi.kernels import versions
 from smi.kernels.attention import attention, cpu
 from smi.kernels.layers.recorded_pass import WHOLE
 from smi.kernels.timing import quantiles
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-append", action="store_true", help="leave bench/results as it is")
     given = parser.parse_args(arguments)
     cases = itertools.product(given.tokens, DTYPES, given.threads)
-    with dispatch.forced("cpu"), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced("cpu"), torch.autograd.set_multithreading_enabled(False):
         rows = with_environment("cpu_attention", [row for case in cases for row in measure(*case, given)])
     if not given.no_append:
         append_to_results(rows)

@@ -25,7 +25,7 @@ from zlib import crc32
 
 from smi.console import print_table
 from smi.files import write_text
-from smi.kernels import dispatch
+from smi.kernels import versions
 
 from ..measuring.record import BASELINE, ROOT
 from . import cubin, nvcc
@@ -54,9 +54,9 @@ def triton_cases(only: list[str] | None, part: Part | None = None) -> list:
     """The compile cases of all operations, or of those named."""
     cases = [
         case
-        for operation in dispatch.OPERATIONS
-        if dispatch.exists(operation, "triton") and (not only or operation in only)
-        for case in dispatch.load(operation, "triton").compile_cases()
+        for operation in versions.OPERATIONS
+        if versions.exists(operation, "triton") and (not only or operation in only)
+        for case in versions.load(operation, "triton").compile_cases()
     ]
     names = [case.name for case in cases]
     assert len(set(names)) == len(names), f"two compile cases have the same name: {sorted({n for n in names if names.count(n) > 1})}"
@@ -232,7 +232,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--check", action="store_true", help="compare with the committed file, exit 1 on a difference")
     made.add_argument("--update", action="store_true", help="rewrite the committed file")
-    made.add_argument("--only", nargs="+", metavar="OPERATION", choices=(*dispatch.OPERATIONS, "csrc"), help="these operations, or csrc")
+    made.add_argument("--only", nargs="+", metavar="OPERATION", choices=(*versions.OPERATIONS, "csrc"), help="these operations, or csrc")
     made.add_argument("--part", type=part_of, metavar="I/N", help="the I-th of N parts of the configurations")
     made.add_argument("--jobs", type=int, metavar="N", help="processes; by default one for each processor")
     return made

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from smi.kernels import comparison, dispatch, timing
+from smi.kernels import comparison, timing, versions
 from smi.kernels.verification import short
 
 from ..cases.operations import Case
@@ -37,26 +37,26 @@ def cache_flusher(device: torch.device) -> Callable[[], object] | None:
     return buffer.zero_
 
 
-def versions(operation: str, device: torch.device) -> list[str]:
+def timed_versions(operation: str, device: torch.device) -> list[str]:
     """The versions of an operation that are timed on a device, stock first."""
-    fast = dispatch.NEEDS_VERDICT if device.type == "cuda" else ("cpu",)
-    return [v for v in ("stock", *fast) if dispatch.exists(operation, v)]
+    fast = versions.NEEDS_VERDICT if device.type == "cuda" else ("cpu",)
+    return [v for v in ("stock", *fast) if versions.exists(operation, v)]
 
 
 def steps(case: Case, example: comparison.Example, device: torch.device, compiled: bool) -> dict[str, Callable[[], None]]:
     """Every side of a case by name, forward and backward: our versions, the alternatives and, if asked for, `compiled`."""
-    with dispatch.forced("stock"):
+    with versions.forced("stock"):
         results = comparison.as_tuple(example.function(**cloned(example)))
     weights = tuple(torch.randn_like(result) for result in results)
 
     def step(function: Callable, arguments: dict, version: str | None = None) -> Callable[[], None]:
         def run() -> None:
-            with dispatch.forced(version) if version else nullcontext(), torch.autograd.set_multithreading_enabled(False):
+            with versions.forced(version) if version else nullcontext(), torch.autograd.set_multithreading_enabled(False):
                 comparison.outcome(function, arguments, example.inputs, weights)
 
         return run
 
-    sides = {name: step(example.function, cloned(example), name) for name in versions(case.operation, device)}
+    sides = {name: step(example.function, cloned(example), name) for name in timed_versions(case.operation, device)}
     plain = case.plain(cloned(example))
     sides |= {name: step(function, plain) for name, function in case.others.items()}
     if compiled:
@@ -87,7 +87,7 @@ def measure(
     """All sides of a case: measurements of those that run and are correct, and by name why the others were not timed."""
     torch.manual_seed(0)
     example = case.build(device, case.dtype)
-    refused = {version: wrong for version in versions(case.operation, device) if (wrong := check(case, example, version))}
+    refused = {version: wrong for version in timed_versions(case.operation, device) if (wrong := check(case, example, version))}
     ready, peaks = {}, {}
     for name, step in steps(case, example, device, compiled).items():
         if name in refused:
@@ -123,7 +123,7 @@ def measure_on_cpu(case: Case, ceilings: dict[str, Ceilings]) -> list[dict]:
     if case.dtype == torch.bfloat16:
         case = case.in_dtype(fast_dtype(device))
     measured, refused = measure(case, device, ceilings[short(case.dtype)], CPU_ROUNDS)
-    able = [version for version in versions(case.operation, device) if version not in refused]
+    able = [version for version in timed_versions(case.operation, device) if version not in refused]
     return case_rows(case, measured, refused, able[-1] if able else "none")
 
 

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import torch
 
-from smi.kernels import dispatch
+from smi.kernels import versions
 from smi.kernels.verification import DTYPES, Verdict, self_check, short
 
 from ..cases.operations import Case
@@ -19,7 +19,7 @@ def verdicts(device: torch.device, operations: Iterable[str], budget: Budget) ->
     found = []
     for operation in operations:
         sizes = getattr(import_module(f"smi.kernels.{operation}.op"), "SIZES", ("any",))
-        for version in (v for v in dispatch.NEEDS_VERDICT if dispatch.exists(operation, v)):
+        for version in (v for v in versions.NEEDS_VERDICT if versions.exists(operation, v)):
             for dtype in map(short, DTYPES):
                 for size in sizes:
                     if budget.left() < RESERVE:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 
 from smi.files import write_json
-from smi.kernels import comparison, dispatch, timing, tuned, verification
+from smi.kernels import comparison, timing, tuned, verification, versions
 from smi.kernels.precision import same_precision
 
 from .slots import Slot, slots
@@ -73,7 +73,7 @@ def time_all(runs: dict[Tile, Callable[[], object]], device: torch.device, round
 def results(slot: Slot, version: str, args: tuple) -> tuple[torch.Tensor, ...]:
     """What the slot's raw function returns, or the copies of its arguments that it writes."""
     args = tuple(arg.clone() if i in slot.written else arg for i, arg in enumerate(args))
-    returned = comparison.as_tuple(getattr(dispatch.load(slot.operation, version), slot.function)(*args))
+    returned = comparison.as_tuple(getattr(versions.load(slot.operation, version), slot.function)(*args))
     return slot.defined(args, tuple(args[i] for i in slot.written) or returned)
 
 
@@ -108,7 +108,7 @@ def compiled_kernels(operation: str) -> Iterator[list]:
     """The compiled kernels of an operation that are launched within it; none where kernels are interpreted."""
     from triton.runtime import JITFunction
 
-    found, kernels = [], [f for f in vars(dispatch.load(operation, "triton")).values() if isinstance(f, JITFunction)]
+    found, kernels = [], [f for f in vars(versions.load(operation, "triton")).values() if isinstance(f, JITFunction)]
 
     def recorder(run):
         def record(*args, **options):
@@ -184,7 +184,7 @@ def search(slot: Slot, device: torch.device, timer: Timer = time_all, launched=c
     def run(tile: Tile) -> Callable[[], object]:
         def call() -> None:
             with tuned.trial(slot.operation, slot.name, tile):
-                getattr(dispatch.load(slot.operation, "triton"), slot.function)(*args)
+                getattr(versions.load(slot.operation, "triton"), slot.function)(*args)
 
         return call
 
@@ -285,7 +285,7 @@ def line(slot: Slot, found: Found) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="OPERATION", choices=dispatch.OPERATIONS, help="these operations")
+    parser.add_argument("--only", nargs="+", metavar="OPERATION", choices=versions.OPERATIONS, help="these operations")
     parser.add_argument("--again", action="store_true", help="also what an earlier run finished")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():

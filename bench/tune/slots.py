@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from smi.kernels import dispatch
+from smi.kernels import versions
 from smi.kernels.attention import tiles
 
 BATCH, HEADS, IMAGE, PATCH = 128, 12, 224, 16  # images as in the benchmark cases
@@ -40,14 +40,14 @@ def draw(device, dtype, *shape, scale: float = 1.0) -> torch.Tensor:
 
 
 def reference(operation: str, function: str, *args):
-    return getattr(dispatch.load(operation, "reference"), function)(*args)
+    return getattr(versions.load(operation, "reference"), function)(*args)
 
 
 # ---- rows: layer_norm, linear_gelu, linear_residual
 
 
 def norm_slots() -> Iterator[Slot]:
-    narrowest = min(dispatch.load("layer_norm", "triton").TILES)
+    narrowest = min(versions.load("layer_norm", "triton").TILES)
     for width in WIDTHS:
         BD = max(narrowest, 1 << (width - 1).bit_length())
 
@@ -214,7 +214,7 @@ def active(device: torch.device, batch: int, n: int) -> torch.Tensor:
 
 
 def embed_slots() -> Iterator[Slot]:
-    kernel = dispatch.load("patch_embed", "triton")
+    kernel = versions.load("patch_embed", "triton")
     width, n, K = WIDTHS[-1], max(1, (IMAGE // PATCH) ** 2 // 4), 3 * PATCH**2
     axes = {"BT": powers(32, 256), "BD": powers(32, 256), "BK": powers(16, 128), "warps": powers(4, 8), "stages": (1, 2, 3, 4, 5)}
     for batch, dtype in ((BATCH, torch.bfloat16), (max(1, BATCH // 8), torch.bfloat16), (BATCH, torch.float32)):

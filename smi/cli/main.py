@@ -5,7 +5,7 @@ import sys
 import click
 
 from ..errors import InputError, RunError, RunInterrupted
-from ..kernels.dispatch import BackendUnavailable, backend
+from ..kernels.versions import BackendUnavailable, backend
 from . import cost, demo, distill, evaluate, export, info, invert, quantize, report, show, verify
 
 

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.dispatch import backend
 from ..kernels.layers import cpp, dispatched
 from ..kernels.layers.recorded_pass import recorded
+from ..kernels.versions import backend
 from ..models.vit import Norm, ViT
 from .block_layers import BlockLayers, backward_heads, normalise_heads
 from .dtype import resolve_dtype

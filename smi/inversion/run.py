@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine import Fused
-from ..kernels.dispatch import backend
+from ..kernels.versions import backend
 from ..models.vit import ViT
 from ..random_streams import generator
 from ..version import __version__

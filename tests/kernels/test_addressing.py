@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from smi.kernels import dispatch
+from smi.kernels import versions
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="only the interpreter runs some programs of a launch and not the others")
 
@@ -51,27 +51,27 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float16) -> Tensor:
 def attention(n: int) -> dict[str, tuple]:
     """Forward and backward for n tokens: name: (arguments of the small case, which of them have images)."""
     qkv, grad = numbers(2, n, 3, 1, 16), numbers(2, n, 16)
-    out, lse = dispatch.load("attention", "triton").forward(qkv, None, None, 0.25)
+    out, lse = versions.load("attention", "triton").forward(qkv, None, None, 0.25)
     return {"forward": ([qkv, None, None, 0.25], [0]), "backward": ([grad, qkv, None, None, out, lse, 0.25], [0, 1, 4, 5])}
 
 
 def cls_attention() -> dict[str, tuple]:
     q, kv = numbers(2, 1, 2, 16), numbers(2, 3, 2, 2, 16)
-    out, row, weights = dispatch.load("cls_attention", "triton").forward(q, kv, 0.25)
+    out, row, weights = versions.load("cls_attention", "triton").forward(q, kv, 0.25)
     backward = [torch.randn_like(out), torch.randn_like(row), q, kv, weights, 0.25]
     return {"forward": ([q, kv, 0.25], [0, 1]), "backward": (backward, [0, 1, 2, 3, 4])}
 
 
 def layer_norm() -> dict[str, tuple]:
     x, residual, weight, bias = numbers(128, 64), numbers(128, 64), numbers(64), numbers(64)
-    _, s, mean, rstd = dispatch.load("layer_norm", "triton").forward(x, weight, bias, 1e-6, residual)
+    _, s, mean, rstd = versions.load("layer_norm", "triton").forward(x, weight, bias, 1e-6, residual)
     backward = [numbers(128, 64), numbers(128, 64), s, weight, mean, rstd, 1e-6]
     return {"forward": ([x, weight, bias, 1e-6, residual], [0, 4]), "backward": (backward, [0, 1, 2, 4, 5])}
 
 
 def linear_gelu() -> dict[str, tuple]:
     x, weight, bias = numbers(128, 64), numbers(64, 64) / 8, numbers(64)
-    _, h = dispatch.load("linear_gelu", "triton").forward(x, weight, bias, "gelu", True)
+    _, h = versions.load("linear_gelu", "triton").forward(x, weight, bias, "gelu", True)
     return {"forward": ([x, weight, bias, "gelu", True], [0]), "backward": ([numbers(128, 64), h, weight, "gelu"], [0, 1])}
 
 
@@ -114,7 +114,7 @@ FUNCTIONS |= {"linear_residual": ("forward", "backward_gelu"), "image_step": ("f
 def test_the_last_image_is_found(case, function, monkeypatch):
     make, elements = CASES[case]
     small, batched = make()[function]
-    run = getattr(dispatch.load(case.split()[0], "triton"), function)
+    run = getattr(versions.load(case.split()[0], "triton"), function)
     images = small[batched[0]].shape[0]
     batch = (2**31 // elements // images + 1) * images
     torch.use_deterministic_algorithms(False)  # which fills memory; the fixture of all tests restores it

@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch.library import opcheck
 
-from smi.kernels import dispatch
+from smi.kernels import versions
 from smi.kernels.attention import attention, stock
 from smi.kernels.attention.op import SIZES, example, size_class
 from smi.kernels.attention.reference import attention as definition
@@ -34,7 +34,7 @@ def check(version, given, dtype):
 
 def outcome_of(version, given, dtype):
     given = checks.cast(given, dtype)
-    with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
         ones = (torch.ones((), dtype=dtype, device=given["qkv"].device).expand(attention(**given).shape),)
         return checks.run(attention, given, ("qkv",), ones)
 
@@ -75,7 +75,7 @@ def test_a_token_alone_has_the_weight_one(n, width, dtype, device):
 
 def test_float32_weights_are_divided_by_their_own_sum(device):
     """In one pass. What lse was rounded to would otherwise be an error of all weights of a query, which does not average out over few tokens."""
-    kernel = dispatch.load("attention", "triton")
+    kernel = versions.load("attention", "triton")
     qkv = torch.randn(2, 29, 3, 2, 32, device=device)
     out, lse = kernel.forward(qkv, None, None, 0.2)
     grad = torch.randn_like(out)
@@ -156,7 +156,7 @@ def test_gradcheck(options):
     given = arguments(n=4, width=3, options=options)
     qkv = given.pop("qkv").requires_grad_()
     assert torch.autograd.gradcheck(lambda x: definition(x, **given), qkv)
-    with dispatch.forced("reference"), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced("reference"), torch.autograd.set_multithreading_enabled(False):
         assert torch.autograd.gradcheck(lambda x: attention(x, **given), qkv)
 
 
@@ -190,7 +190,7 @@ def test_rows_past_a_length_are_neither_read_nor_given_a_gradient(version, n, de
     for b, length in enumerate(given["lengths"]):
         named[b, given["index"][b, :length].long()] = True
     weight = (torch.randn(2, n, 16, device=device),)
-    with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
         found = checks.run(attention, given, ("qkv",), weight)
         assert not found["out0"][0, n // 2 :].any()
         assert not found["d_qkv"][~named].any()
@@ -204,7 +204,7 @@ def test_rows_past_a_length_are_neither_read_nor_given_a_gradient(version, n, de
 def test_repeats_bit_for_bit(version, n, device):
     given = checks.cast(arguments(n, 16, ("index", "lengths"), heads=1, device=device), torch.bfloat16)
     weight = (torch.randn(2, n, 16, device=device),)
-    with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
         first, second = (checks.run(attention, given, ("qkv",), weight) for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -214,12 +214,12 @@ def test_any_backward_continues_any_forward(n, device):
     given = checks.cast(arguments(n, 16, ("index", "lengths"), heads=1, device=device), torch.float32)
     qkv, index, lengths = given.values()
     grad = torch.randn(2, n, 16, device=device)
-    versions = ["reference", "stock", "triton"] + (["cpu"] if device == "cpu" else [])
-    results = {v: dispatch.load("attention", v).forward(qkv, index, lengths, 0.25) for v in versions}
-    want = dispatch.load("attention", "reference").backward(grad, qkv, index, lengths, *results["reference"], 0.25)
-    for after in versions:
-        for before in versions:
-            got = dispatch.load("attention", after).backward(grad, qkv, index, lengths, *results[before], 0.25)
+    names = ["reference", "stock", "triton"] + (["cpu"] if device == "cpu" else [])
+    results = {v: versions.load("attention", v).forward(qkv, index, lengths, 0.25) for v in names}
+    want = versions.load("attention", "reference").backward(grad, qkv, index, lengths, *results["reference"], 0.25)
+    for after in names:
+        for before in names:
+            got = versions.load("attention", after).backward(grad, qkv, index, lengths, *results[before], 0.25)
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, msg=lambda m: f"{after} after {before}: {m}")  # noqa: B023
 
 
@@ -236,7 +236,7 @@ def test_large_scores_do_not_overflow(device):
 
 def test_empty_batch(device):
     for version in ("reference", "stock", "cpu", "triton") if device == "cpu" else ("reference", "stock", "triton"):
-        with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+        with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
             qkv = torch.randn(0, 5, 3, 2, 16, device=device, requires_grad=True)
             out = attention(qkv)
             out.sum().backward()
@@ -267,7 +267,7 @@ def test_example_is_of_its_size(size):
 
 
 def test_wide_heads_are_left_to_others():
-    with dispatch.forced("triton"), pytest.raises(dispatch.BackendUnavailable, match="160 wide"):
+    with versions.forced("triton"), pytest.raises(versions.BackendUnavailable, match="160 wide"):
         attention(torch.randn(1, 4, 3, 1, 160))
 
 
@@ -296,7 +296,7 @@ def test_refusals(change, message, gradient):
 def test_nan_in_a_query_is_seen():
     given = checks.cast(arguments(9, 16, heads=1), torch.float32)
     given["qkv"][0, 4, 0] = float("nan")
-    with dispatch.forced("cpu"):
+    with versions.forced("cpu"):
         out = attention(given["qkv"])
     assert out[0, 4].isnan().all()
     assert not out[0, :4].isnan().any()

@@ -7,7 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from smi.csrc import host
-from smi.kernels import dispatch
+from smi.kernels import dispatch, versions
 from smi.kernels.attention import attention
 from tests.kernels import checks
 from tests.kernels.test_attention import DTYPES, OPTIONS, arguments, check
@@ -53,7 +53,7 @@ def test_it_is_what_runs():
 
 @pytest.mark.parametrize("version", ["reference", "stock"])
 def test_other_versions_have_none(version):
-    with dispatch.forced(version):
+    with versions.forced(version):
         assert eager(checks.cast(arguments(9), torch.float32)) is None
 
 

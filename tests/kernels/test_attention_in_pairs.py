@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from smi.csrc import host
-from smi.kernels import dispatch
+from smi.kernels import dispatch, versions
 from smi.kernels.attention import attention
 from smi.kernels.attention.reference import attention as definition
 from smi.kernels.precision import same_precision
@@ -152,7 +152,7 @@ def test_hard_numbers(n, width, case, path, monkeypatch):
     truth = outcome(definition, qkv.double(), grad.double())
     with same_precision():
         plain = outcome(definition, qkv, grad)
-    with dispatch.forced("cpu"), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced("cpu"), torch.autograd.set_multithreading_enabled(False):
         found = outcome(attention, qkv, grad)
     for name in ("out", "dqkv") if case in AS_A_WHOLE else found:
         checks.assert_close_enough(name, found[name], plain[name], truth[name])
@@ -166,7 +166,7 @@ def test_what_is_no_number_spreads_as_in_the_definition(which, bad):
         grad[1, 4, 70] = bad
     else:
         qkv[1, 4, which, 1, 6] = bad
-    with dispatch.forced("cpu"), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced("cpu"), torch.autograd.set_multithreading_enabled(False):
         found = outcome(attention, qkv, grad)
     want = outcome(definition, qkv.float(), grad.float())
     for name in found:

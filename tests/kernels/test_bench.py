@@ -20,7 +20,7 @@ from bench.sides import plain_operations
 from bench.tables import verified
 from bench.tables.rows import read_all
 from smi import console, files
-from smi.kernels import comparison, dispatch, timing
+from smi.kernels import comparison, timing, versions
 from smi.kernels.verification import VERIFIED
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def small():
 def test_alternatives_compute_what_the_definitions_say(small):
     """In float64, results and gradients; the step with every patch active, because research code steps all pixels."""
     for name, case in small.items():
-        if not dispatch.exists(case.operation, "triton"):
+        if not versions.exists(case.operation, "triton"):
             continue
         example = case.build(CPU, torch.float64)
         results = comparison.as_tuple(example.reference(**runner.cloned(example)))
@@ -59,7 +59,7 @@ def test_runner_measures_what_is_correct_and_says_why_not_the_rest(small, monkey
     assert [m.side for m in measured if m.side != "cpu"] == ["stock", "eager"]  # C++ where there is a compiler
     assert "ZeroDivisionError" in refused["broken"]
     assert all(0 < m.warm.low <= m.warm.median <= m.warm.high and m.share > 0 for m in measured)
-    stock = dispatch.load("layer_norm", "stock")
+    stock = versions.load("layer_norm", "stock")
     monkeypatch.setattr(stock, "backward", lambda *args: torch.zeros_like(args[2]))
     measured, refused = runner.measure(case, CPU, ceilings, rounds=3)
     assert "stock" not in [m.side for m in measured]  # no timing on a red test
@@ -98,7 +98,7 @@ def test_share_is_of_the_longer_floor(small):
 def test_every_operation_has_a_case_with_an_eager_side():
     for batch in (operations.CPU_BATCH, operations.GPU_BATCH):
         cases = operations.cases(batch)
-        assert {case.operation for case in cases} == set(dispatch.OPERATIONS)
+        assert {case.operation for case in cases} == set(versions.OPERATIONS)
         assert all("eager" in case.others for case in cases)
         assert len({case.name for case in cases}) == len(cases)
         assert {case.operation for case in operations.cases(batch, ["attention"])} == {"attention"}
@@ -126,7 +126,7 @@ def test_a_whole_run_on_the_cpu(small, monkeypatch, tmp_path, capsys):
     assert [(v["version"], v["dtype"], v["correct"]) for v in verdicts] == [("triton", d, True) for d in ("bfloat16", "float16", "float32")]
     timed = [row for row in rows if row["kind"] == "case" and "not_timed" not in row]
     assert [row["side"] for row in timed if row["side"] != "cpu"] == ["stock", "eager"]
-    assert all(row["resolved"] in dispatch.VERSIONS and len(row["warm_us"]) == 3 and row["commit"] == "0" for row in timed)
+    assert all(row["resolved"] in versions.VERSIONS and len(row["warm_us"]) == 3 and row["commit"] == "0" for row in timed)
     assert verified.table(read_all(tmp_path))["architectures"]["sm_90"][0]["operation"] == "layer_norm"
     assert "layer_norm triton" in capsys.readouterr().out
     assert gpu.measure_operations(CPU, ["layer_norm"], 0.0, compiled=False) == 0

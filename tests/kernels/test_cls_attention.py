@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from smi.kernels import dispatch
+from smi.kernels import versions
 from smi.kernels.cls_attention import cls_attention
 from smi.kernels.cls_attention.reference import cls_attention as definition
 from tests.kernels import checks
@@ -44,7 +44,7 @@ def test_cpu(tokens, width, queries):
 def test_stock_in_float64(device):
     given = arguments(21, 20, 2, device=device)
     weights = (torch.randn(2, 2, 60, device=device), torch.randn(2, 21, device=device))
-    with torch.autograd.set_multithreading_enabled(False), dispatch.forced("stock"):
+    with torch.autograd.set_multithreading_enabled(False), versions.forced("stock"):
         found = checks.run(cls_attention, given, INPUTS, weights)
     for name, value in checks.run(definition, given, INPUTS, weights).items():
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-13)
@@ -72,7 +72,7 @@ def test_reference_is_attention_of_those_queries():
 def test_gradcheck(queries):
     given = {name: x.requires_grad_() for name, x in arguments(5, 3, queries, heads=2).items()}
     assert torch.autograd.gradcheck(definition, tuple(given.values()))
-    with dispatch.forced("reference"), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced("reference"), torch.autograd.set_multithreading_enabled(False):
         assert torch.autograd.gradcheck(cls_attention, tuple(given.values()))
 
 
@@ -84,7 +84,7 @@ def test_a_loss_of_one_result(version, picked, tokens, device):
     shape = (2, 2, 32) if picked == 0 else (2, tokens)
     weight = (torch.randn(shape, device=device, dtype=torch.float64),)
     truth = checks.run(lambda **kw: definition(**kw)[picked], checks.cast(given, torch.float64), INPUTS, weight)
-    with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
         got = checks.run(lambda **kw: cls_attention(**kw)[picked], given, INPUTS, weight)
     for name, value in truth.items():
         torch.testing.assert_close(got[name].double(), value, rtol=1e-5, atol=1e-5)
@@ -105,7 +105,7 @@ def test_non_contiguous_and_scale(version, device):
 def test_repeats_bit_for_bit(tokens, device):
     given = checks.cast(arguments(tokens, 64, 2, device=device), torch.bfloat16)
     weights = (torch.randn(2, 2, 192, device=device), torch.randn(2, tokens, device=device))
-    with dispatch.forced("triton"), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced("triton"), torch.autograd.set_multithreading_enabled(False):
         first, second = (checks.run(cls_attention, given, INPUTS, weights) for _ in range(2))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
 
@@ -114,10 +114,10 @@ def test_repeats_bit_for_bit(tokens, device):
 def test_any_backward_continues_any_forward(tokens, device):
     q, kv = checks.cast(arguments(tokens, queries=2, device=device), torch.float32).values()
     grad, grad_row = torch.randn(2, 2, 48, device=device), torch.randn(2, tokens, device=device)
-    versions = {v: dispatch.load("cls_attention", v) for v in checks.VERSIONS}
-    kept = {v: module.forward(q, kv, 0.25) for v, module in versions.items()}
-    want = versions["reference"].backward(grad, grad_row, q, kv, kept["reference"][2], 0.25)
-    for module in versions.values():
+    modules = {v: versions.load("cls_attention", v) for v in checks.VERSIONS}
+    kept = {v: module.forward(q, kv, 0.25) for v, module in modules.items()}
+    want = modules["reference"].backward(grad, grad_row, q, kv, kept["reference"][2], 0.25)
+    for module in modules.values():
         for _, _, weights in kept.values():
             for got, truth in zip(module.backward(grad, grad_row, q, kv, weights, 0.25), want, strict=True):
                 torch.testing.assert_close(got, truth, rtol=1e-4, atol=1e-5)
@@ -127,7 +127,7 @@ def test_any_backward_continues_any_forward(tokens, device):
 def test_large_scores_do_not_overflow(version, device):
     given = arguments(300, 16, heads=1, device=device)
     given["q"] *= 1000
-    with dispatch.forced(version):
+    with versions.forced(version):
         out, row = cls_attention(**checks.cast(given, torch.float32))
     assert out.isfinite().all()
     torch.testing.assert_close(row.sum(1), torch.ones(2, device=device))
@@ -135,7 +135,7 @@ def test_large_scores_do_not_overflow(version, device):
 
 def test_empty_batch(device):
     for version in checks.VERSIONS:
-        with dispatch.forced(version):
+        with versions.forced(version):
             out, row = cls_attention(torch.randn(0, 1, 2, 16, device=device), torch.randn(0, 5, 2, 2, 16, device=device))
         assert (out.shape, row.shape) == ((0, 1, 32), (0, 5))
 
@@ -154,7 +154,7 @@ def test_compiles_without_a_break():
 
 
 def test_many_queries_are_left_to_attention():
-    with dispatch.forced("triton"), pytest.raises(dispatch.BackendUnavailable, match="6 queries"):
+    with versions.forced("triton"), pytest.raises(versions.BackendUnavailable, match="6 queries"):
         cls_attention(torch.randn(1, 6, 1, 16), torch.randn(1, 20, 2, 1, 16))
 
 

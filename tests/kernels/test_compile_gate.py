@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.gates import compiled, cubin, nvcc
-from smi.kernels import dispatch
+from smi.kernels import versions
 
 ROOT = Path(__file__).parents[2]
-WITH_TRITON = [operation for operation in dispatch.OPERATIONS if dispatch.exists(operation, "triton")]
+WITH_TRITON = [operation for operation in versions.OPERATIONS if versions.exists(operation, "triton")]
 PARTS = {"attention": 8, "cls_attention": 2, "csrc": 2}  # about a minute each, so that two processes share them evenly
 GATES = [(name, f"{i}/{PARTS.get(name, 1)}") for name in [*WITH_TRITON, "csrc"] for i in range(1, PARTS.get(name, 1) + 1)]
 

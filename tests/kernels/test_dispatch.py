@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from smi.kernels import dispatch, verification
+from smi.kernels import dispatch, verification, versions
 from smi.kernels.verification import Verdict
 
 X = torch.ones(2, 8)
@@ -45,11 +45,11 @@ def resolve(*args):
 
 def on_cpu() -> str:
     """What layer_norm takes on the CPU in float32: its C++, where there is a compiler."""
-    return "stock" if dispatch.load("layer_norm", "cpu").unavailable() else "cpu"
+    return "stock" if versions.load("layer_norm", "cpu").unavailable() else "cpu"
 
 
 def test_auto_on_the_cpu_is_never_interpreted():
-    assert dispatch.interpreting() or torch.cuda.is_available()
+    assert versions.interpreting() or torch.cuda.is_available()
     assert resolve() == on_cpu()
 
 
@@ -68,19 +68,19 @@ def test_environment_is_read_at_every_call(monkeypatch, name):
 
 def test_unknown_backend(monkeypatch):
     monkeypatch.setenv("SMI_BACKEND", "fast")
-    with pytest.raises(dispatch.BackendUnavailable, match="SMI_BACKEND=fast is not a backend: use one of auto, reference"):
+    with pytest.raises(versions.BackendUnavailable, match="SMI_BACKEND=fast is not a backend: use one of auto, reference"):
         resolve()
 
 
 def test_forced_version_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setenv("SMI_BACKEND", "triton")
     monkeypatch.delenv("TRITON_INTERPRET")
-    with pytest.raises(dispatch.BackendUnavailable, match="layer_norm was asked to run in triton but cannot: Triton needs tensors on a CUDA device"):
+    with pytest.raises(versions.BackendUnavailable, match="layer_norm was asked to run in triton but cannot: Triton needs tensors on a CUDA device"):
         resolve()
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(dispatch.BackendUnavailable, match="not float64"):
+    with pytest.raises(versions.BackendUnavailable, match="not float64"):
         resolve(X.double(), *ARGS[1:])
-    with pytest.raises(dispatch.BackendUnavailable, match="its rows have 8193 columns, 8192 at most fit"):
+    with pytest.raises(versions.BackendUnavailable, match="its rows have 8193 columns, 8192 at most fit"):
         resolve(torch.ones(1, 8193), torch.ones(8193), None, 1e-6, None)
 
 
@@ -90,19 +90,19 @@ def test_a_version_that_cannot_be_imported_says_so(monkeypatch):
             raise ImportError("no triton here")
         return importlib_import(name)
 
-    importlib_import = dispatch.import_module
-    monkeypatch.setattr(dispatch, "import_module", broken)
-    monkeypatch.setattr(dispatch, "load", dispatch.load.__wrapped__)  # which keeps what it has loaded
+    importlib_import = versions.import_module
+    monkeypatch.setattr(versions, "import_module", broken)
+    monkeypatch.setattr(versions, "load", versions.load.__wrapped__)  # which keeps what it has loaded
     monkeypatch.setenv("SMI_BACKEND", "triton")
-    with pytest.raises(dispatch.BackendUnavailable, match="layer_norm in triton cannot be loaded: no triton here"):
+    with pytest.raises(versions.BackendUnavailable, match="layer_norm in triton cannot be loaded: no triton here"):
         resolve()
     assert ("layer_norm", "triton", False, "layer_norm in triton cannot be loaded: no triton here") in dispatch.availability()
 
 
 def test_forced_holds_within_and_not_after():
-    with dispatch.forced("reference"):
+    with versions.forced("reference"):
         assert resolve() == "reference"
-        with dispatch.forced("stock"):
+        with versions.forced("stock"):
             assert resolve() == "stock"
         assert resolve() == "reference"
     assert resolve() == on_cpu()
@@ -111,12 +111,12 @@ def test_forced_holds_within_and_not_after():
 @pytest.mark.parametrize("operation", ["attention", "cls_attention", "layer_norm", "linear_gelu", "linear_residual", "patch_embed", "image_step"])
 def test_every_operation_has_a_stock_composition(operation):
     """What runs on a GPU where nothing is verified, and what a self-check is timed against."""
-    assert dispatch.exists(operation, "stock")
+    assert versions.exists(operation, "stock")
 
 
 def test_availability_names_every_version_with_a_reason(monkeypatch):
     rows = dispatch.availability()
-    assert {row.operation for row in rows} == set(dispatch.OPERATIONS)
+    assert {row.operation for row in rows} == set(versions.OPERATIONS)
     assert all(isinstance(row.available, bool) for row in rows)
     assert all(row.reason for row in rows)
     assert ("layer_norm", "reference", True, "any device") in rows
@@ -185,7 +185,7 @@ def test_cache_that_cannot_be_written_is_reported(gpu, monkeypatch, capsys, tmp_
 
 def test_no_check_while_a_graph_is_captured(gpu, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(dispatch.BackendUnavailable, match="while a CUDA graph is captured"):
+    with pytest.raises(versions.BackendUnavailable, match="while a CUDA graph is captured"):
         resolve(OnGPU(), *ARGS[1:])
 
 
@@ -226,7 +226,7 @@ def test_self_check_of_what_runs_here(monkeypatch):
 
 
 def test_verify_checks_every_gpu_version_again(gpu, monkeypatch):
-    monkeypatch.setattr(dispatch, "OPERATIONS", ("layer_norm",))
+    monkeypatch.setattr(versions, "OPERATIONS", ("layer_norm",))
     resolve(OnGPU(), *ARGS[1:])
     rows = dispatch.verify("cuda")
     assert {(r.version, r.dtype) for r in rows} == {("triton", d) for d in ("bfloat16", "float16", "float32")}

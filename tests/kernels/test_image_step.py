@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from smi.kernels import dispatch
+from smi.kernels import versions
 from smi.kernels.image_step import image_step, tv_norms
 from smi.kernels.image_step.reference import image_step as definition
 from smi.kernels.image_step.reference import pixel_mask, tv_gradient
@@ -41,7 +41,7 @@ def test_norms_as_worked_by_hand():
     images = torch.tensor([[[[0.0, 3.0], [4.0, 12.0]]], [[[1.0, 1.0], [1.0, 1.0]]]], dtype=torch.float64)
     squares = [3**2 + 8**2, 4**2 + 9**2, 12**2, (4 - 3) ** 2]
     for version in VERSIONS:
-        with dispatch.forced(version):
+        with versions.forced(version):
             norms = tv_norms(images if version == "reference" else images.float())
         torch.testing.assert_close(norms.double(), torch.tensor(squares, dtype=torch.float64).sqrt(), rtol=1e-7, atol=0)
 
@@ -59,7 +59,7 @@ def test_gradient_is_that_of_the_norms():
 def test_gradcheck():
     images = torch.randn(2, 1, 3, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(norms_definition, (images,))
-    with dispatch.forced("reference"), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced("reference"), torch.autograd.set_multithreading_enabled(False):
         assert torch.autograd.gradcheck(tv_norms, (images,))
 
 
@@ -74,7 +74,7 @@ def test_norms_and_their_gradient_meet_the_error_rule(version, shape, dtype, dev
 
     def run(function, x, version="reference"):
         x = x.clone().requires_grad_()
-        with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+        with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
             norms = function(x)
             return norms.detach(), torch.autograd.grad(norms, x, weights.to(norms.dtype))[0]
 
@@ -90,7 +90,7 @@ def test_norms_with_more_tiles_than_programs(device, monkeypatch):
 
     monkeypatch.setattr(kernel, "PROGRAMS", 7)
     images = torch.randn(2, 3, 96, 80, device=device)
-    with dispatch.forced("triton"):
+    with versions.forced("triton"):
         norms, again = tv_norms(images), tv_norms(images)
     assert torch.equal(norms, again)
     torch.testing.assert_close(norms.double(), norms_definition(images.double()), rtol=1e-6, atol=0)
@@ -99,7 +99,7 @@ def test_norms_with_more_tiles_than_programs(device, monkeypatch):
 @pytest.mark.parametrize("version", VERSIONS)
 def test_norms_of_zero_give_no_gradient(version, device):
     images = torch.full((2, 3, 8, 8), 0.5, device=device, requires_grad=True)
-    with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
         norms = tv_norms(images)
         (grad,) = torch.autograd.grad(norms.sum(), images)
     assert torch.equal(norms, torch.zeros_like(norms))
@@ -107,7 +107,7 @@ def test_norms_of_zero_give_no_gradient(version, device):
     given = checks.cast(arguments(patch=4, grid=(2, 2), n=2, device=device), torch.float32) | {"images": images.detach(), "norms": norms.detach()}
     plain = given | {"images": images.detach().clone(), "norms": None, "tv_weight": 0.0}
     plain |= {name: plain[name].clone() for name in ("exp_avg", "exp_avg_sq")}
-    with dispatch.forced(version):
+    with versions.forced(version):
         image_step(**given)
         image_step(**plain)
     assert all(torch.equal(given[name], plain[name]) for name in WRITTEN)
@@ -185,7 +185,7 @@ def test_frozen_pixels_and_moments_do_not_change(version, tv, to_out, device):
     given = checks.cast(arguments(tv=tv, device=device), torch.float32)
     before = {name: given[name].clone() for name in WRITTEN}
     out = torch.full_like(given["images"], math.nan) if to_out else None
-    with dispatch.forced(version):
+    with versions.forced(version):
         image_step(**given, out=out)
     frozen = ~pixel_mask(given["index"], (5, 3), 4).expand_as(given["images"])
     assert 0 < frozen.sum() < frozen.numel()
@@ -203,7 +203,7 @@ def test_in_place_equals_out_of_place(n, device):
     given = checks.cast(arguments(n=n, device=device), torch.float32)
     copies = {name: given[name].clone() for name in WRITTEN}
     out = given["images"].clone()
-    with dispatch.forced("triton"):
+    with versions.forced("triton"):
         image_step(**given | {name: copies[name].clone() for name in ("exp_avg", "exp_avg_sq")}, out=out)
         image_step(**given | copies)
     assert torch.equal(out, copies["images"])
@@ -213,7 +213,7 @@ def test_in_place_equals_out_of_place(n, device):
 def test_all_patches_are_all_pixels(version, device):
     given = checks.cast(arguments(n=15, device=device), torch.float32)
     without = given | {name: given[name].clone() for name in WRITTEN} | {"index": None}
-    with dispatch.forced(version):
+    with versions.forced(version):
         image_step(**given)
         image_step(**without)
     assert all(torch.equal(given[name], without[name]) for name in WRITTEN)
@@ -223,7 +223,7 @@ def test_all_patches_are_all_pixels(version, device):
 def test_nan_gradient_stays_visible(version, device):
     given = checks.cast(arguments(n=None, tv=False, device=device), torch.float32)
     given["grad"][1, 2, 3, 4] = math.nan
-    with dispatch.forced(version):
+    with versions.forced(version):
         image_step(**given)
     assert given["images"].isnan().nonzero().tolist() == [[1, 2, 3, 4]]
 
@@ -244,7 +244,7 @@ def test_nothing_active(version, device):
     for given in (arguments(n=0, device=device), arguments(batch=0, device=device)):
         given = checks.cast(given, torch.float32)
         before = given["images"].clone()
-        with dispatch.forced(version):
+        with versions.forced(version):
             image_step(**given)
         assert torch.equal(given["images"], before)
 

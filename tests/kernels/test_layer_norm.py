@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from smi.kernels import dispatch
+from smi.kernels import versions
 from smi.kernels.layer_norm import layer_norm
 from smi.kernels.layer_norm.reference import layer_norm as definition
 from tests.kernels import checks
@@ -41,7 +41,7 @@ def test_odd_sizes(rows, d, device):
 
 
 def test_one_column_is_the_bias(device):
-    with dispatch.forced("triton"):
+    with versions.forced("triton"):
         y, _ = layer_norm(torch.randn(3, 1, device=device), torch.ones(1, device=device), torch.full((1,), 3.0, device=device), 1e-6)
     assert torch.equal(y, torch.full_like(y, 3.0))
 
@@ -61,7 +61,7 @@ def test_sum_alone_or_result_alone(device):
     for picked in (0, 1):
         truth = checks.run(lambda **kw: definition(**kw)[picked], checks.cast(given, torch.float64), ("x", "residual"), one)  # noqa: B023
         for version in checks.VERSIONS:
-            with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+            with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
                 got = checks.run(lambda **kw: layer_norm(**kw)[picked], given, ("x", "residual"), one)  # noqa: B023
             for name in truth:
                 torch.testing.assert_close(got[name], truth[name].float(), rtol=1e-5, atol=1e-5)
@@ -70,7 +70,7 @@ def test_sum_alone_or_result_alone(device):
 def test_empty_batch(device):
     x = torch.randn(0, 5, 32, device=device, requires_grad=True)
     for version in checks.VERSIONS:
-        with dispatch.forced(version):
+        with versions.forced(version):
             y, _ = layer_norm(x, torch.ones(32, device=device), None, 1e-6)
         assert y.shape == x.shape
 
@@ -79,7 +79,7 @@ def test_gradcheck():
     given = arguments(rows=(2, 3), d=5)
     x, residual = given["x"].requires_grad_(), given["residual"].requires_grad_()
     for version in ("reference", "stock"):
-        with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+        with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
             assert torch.autograd.gradcheck(lambda x, r: layer_norm(x, given["weight"], given["bias"], 1e-6, r), (x, residual))
     assert torch.autograd.gradcheck(lambda x, r: definition(x, given["weight"], given["bias"], 1e-6, r), (x, residual))
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from smi.kernels import dispatch, matmul
+from smi.kernels import matmul, versions
 from smi.kernels.comparison import cast, error_of
 from smi.kernels.linear_gelu import linear_gelu
 from smi.kernels.linear_gelu.reference import ACTIVATIONS
@@ -66,7 +66,7 @@ def test_every_tile_that_ships(architecture, place, monkeypatch):
         return tiles[min(place, len(tiles) - 1)]
 
     for operation in ("linear_gelu", "linear_residual"):
-        monkeypatch.setattr(dispatch.load(operation, "triton"), "choose", take)
+        monkeypatch.setattr(versions.load(operation, "triton"), "choose", take)
     given, other = gelu_arguments((1, 131), 72, 259), residual_arguments((131,), 72, 259)
     checks.check_version("triton", linear_gelu, gelu_definition, given, ("x",), torch.bfloat16)
     checks.check_version("triton", linear_residual, residual_definition, other, ("x", "residual"), torch.bfloat16)
@@ -118,7 +118,7 @@ def compare_backward_gelu(version, activation, dtype, given):
     truth = chain(cast(rounded, torch.float64))
     with same_precision():
         plain = chain(rounded)
-    function = dispatch.load("linear_residual", version).backward_gelu
+    function = versions.load("linear_residual", version).backward_gelu
     out = function(rounded["grad"], rounded["weight"], rounded["gamma"], rounded["h"], activation)
     checks.assert_passes(error_of("d_h", out, plain, truth))
 
@@ -132,7 +132,7 @@ def test_non_contiguous_without_bias_and_empty():
     for version in VERSIONS:
         checks.check_version(version, linear_gelu, gelu_definition, given, ("x",), torch.float32)
         checks.check_version(version, linear_residual, residual_definition, other, ("x", "residual"), torch.float32)
-        with dispatch.forced(version):
+        with versions.forced(version):
             empty = cast(gelu_arguments(rows=(0, 3)), torch.float32)
             assert linear_gelu(**empty).shape == (0, 3, 80)
             assert linear_residual(**cast(residual_arguments(rows=(0,)), torch.float32)).shape == (0, 48)
@@ -144,7 +144,7 @@ def test_extreme_inputs_of_the_activation():
     one, device = torch.ones(1, 1), random(1).device
     for activation in ACTIVATIONS:
         truth = gelu_definition(h, one.double(), None, activation)
-        with dispatch.forced("triton"):
+        with versions.forced("triton"):
             out = linear_gelu(h.float().to(device), one.to(device), None, activation).cpu()
         torch.testing.assert_close(out.double(), truth, rtol=2e-5, atol=1e-6, equal_nan=True)
 
@@ -153,7 +153,7 @@ def test_gradcheck():
     x, residual = gelu_arguments((5,), 6, 7), residual_arguments((5,), 6, 7)
     leaves = [x["x"].requires_grad_(), residual["x"].requires_grad_(), residual["residual"].requires_grad_()]
     for version in ("reference", "stock"):
-        with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+        with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
             for activation in ACTIVATIONS:
                 assert torch.autograd.gradcheck(lambda v: linear_gelu(**x | {"x": v, "activation": activation}), leaves[:1])  # noqa: B023
             assert torch.autograd.gradcheck(lambda v, r: linear_residual(**residual | {"x": v, "residual": r}), leaves[1:])
@@ -162,9 +162,9 @@ def test_gradcheck():
 def test_nothing_is_kept_without_gradient():
     given = tuple(cast(gelu_arguments(), torch.float32).values())
     for version in VERSIONS:
-        y, h = dispatch.load("linear_gelu", version).forward(*given, False)
+        y, h = versions.load("linear_gelu", version).forward(*given, False)
         assert h.numel() == 0
-        assert torch.equal(y, dispatch.load("linear_gelu", version).forward(*given, True)[0])
+        assert torch.equal(y, versions.load("linear_gelu", version).forward(*given, True)[0])
 
 
 def test_opcheck():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from smi.kernels import dispatch
+from smi.kernels import versions
 from smi.kernels.patch_embed import patch_embed
 from smi.kernels.patch_embed.reference import moved_cells, source_pixels
 from smi.kernels.patch_embed.reference import patch_embed as definition
@@ -149,7 +149,7 @@ def test_every_tile(dtype, device, monkeypatch):
 def test_pixels_that_no_active_patch_reads_get_zero(version, n, device):
     given = checks.cast(arguments(n=n, device=device), torch.float32)
     images = given["images"].requires_grad_()
-    with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
         (grad,) = torch.autograd.grad(patch_embed(**given).sum(), images)
     cells = moved_cells(given["index"], (5, 3), 4, given["augmentation"])
     read = torch.zeros(2, 20 * 12, dtype=torch.bool, device=device)
@@ -192,7 +192,7 @@ def test_float32_pixels_under_16_bit_weights(version, dtype, device):
     weights = (torch.randn(2, 8, 24, device=device).to(dtype).double(),)
     truth = checks.run(definition, exact, ("images",), weights)
     plain = checks.run(by_convolution, checks.cast(narrow, dtype), ("images",), weights)
-    with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+    with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
         out = checks.run(patch_embed, narrow, ("images",), weights)
     assert (out["out0"].dtype, out["d_images"].dtype) == (dtype, torch.float32)
     for name in truth:
@@ -215,7 +215,7 @@ def test_empty(version, device):
     for batch, n in ((0, 7), (2, 0)):
         given = checks.cast(arguments(batch=batch, n=n, device=device), torch.float32)
         images = given["images"].requires_grad_()
-        with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+        with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
             tokens = patch_embed(**given)
             (grad,) = torch.autograd.grad(tokens.sum(), images)
         assert torch.equal(tokens, given["prefix"].expand(batch, -1, -1)) if n == 0 else tokens.shape == (0, 8, 24)
@@ -226,7 +226,7 @@ def test_too_large_for_32_bit_offsets_is_refused():
     """Shapes alone decide, so tensors of one element stand in for the memory."""
     wide = torch.zeros(1).expand(1, 1, 2**16, 2**15)
     given = {"images": wide, "index": torch.zeros(1, 1, dtype=torch.int64), "weight": torch.zeros(1, 1), "patch_size": 1}
-    with dispatch.forced("triton"), pytest.raises(dispatch.BackendUnavailable, match="2\\^31"):
+    with versions.forced("triton"), pytest.raises(versions.BackendUnavailable, match="2\\^31"):
         patch_embed(**given)
 
 
@@ -235,7 +235,7 @@ def test_gradcheck():
     images = given.pop("images").requires_grad_()
     assert torch.autograd.gradcheck(lambda x: definition(x, **given), (images,))
     for version in ("reference", "stock"):
-        with dispatch.forced(version), torch.autograd.set_multithreading_enabled(False):
+        with versions.forced(version), torch.autograd.set_multithreading_enabled(False):
             assert torch.autograd.gradcheck(lambda x: patch_embed(x, **given), (images,))
 
 

@@ -9,7 +9,7 @@ import torch
 
 from bench.tune import run as tune
 from bench.tune import slots as tune_slots
-from smi.kernels import dispatch, tuned
+from smi.kernels import tuned, versions
 from smi.kernels.attention import tiles
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ def small(monkeypatch):
     for name, value in SMALL.items():
         monkeypatch.setattr(tune_slots, name, value)
     monkeypatch.setattr(tune_slots, "ATTENTION", ((64, torch.bfloat16), (64, torch.float32)))
-    monkeypatch.setattr(dispatch.load("patch_embed", "triton"), "LARGE_FROM", 1 * 5 * 48)
+    monkeypatch.setattr(versions.load("patch_embed", "triton"), "LARGE_FROM", 1 * 5 * 48)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def prefer(wanted: tuple, log: list | None = None):
 def test_every_slot_is_asked_for_and_its_built_in_tile_is_right(small):
     """Names of slots are those of the launchers; arguments are complete; the checks hold for what ships. All operations are covered."""
     every = tune_slots.slots(CPU)
-    assert {slot.operation for slot in every} == {op for op in dispatch.OPERATIONS if dispatch.exists(op, "triton")}
+    assert {slot.operation for slot in every} == {op for op in versions.OPERATIONS if versions.exists(op, "triton")}
     assert len({(slot.operation, slot.name) for slot in every}) == len(every)
     for slot in every:
         truths = [tune.truth_of(slot, args) for args in slot.arguments(CPU)]
@@ -105,7 +105,7 @@ def test_wrong_and_spilling_and_failing_candidates_are_left_out(small, monkeypat
     """No timing on a red test: a kernel that is wrong in some tiles, spills in some, does not compile in some."""
     from contextlib import contextmanager
 
-    kernel = dispatch.load("layer_norm", "triton")
+    kernel = versions.load("layer_norm", "triton")
     tile, forward = {}, kernel.forward
 
     def bad_forward(*args):
@@ -137,7 +137,7 @@ def test_compiled_kernels_are_recorded_as_they_are_launched(monkeypatch):
 
     monkeypatch.setattr(triton.runtime, "JITFunction", Kernel)
     module = SimpleNamespace(kernel=Kernel(), other=3)
-    monkeypatch.setattr(dispatch, "load", lambda operation, version: module)
+    monkeypatch.setattr(versions, "load", lambda operation, version: module)
     with tune.compiled_kernels("layer_norm") as found:
         assert module.kernel.run(1) == 2
     assert module.kernel.run(2) == 3
