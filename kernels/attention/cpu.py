@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smi.csrc import host
 
-from ..layers.recorded_pass import call, dense
+from ..cpp_calls import call, dense
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 

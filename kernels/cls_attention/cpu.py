@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smi.csrc import host
 
-from ..layers.recorded_pass import call, dense
+from ..cpp_calls import call, dense
 
 
 class Params(ctypes.Structure):

@@ -11,9 +11,9 @@ from smi.csrc import host
 
 from ..attention import cpu as attention
 from ..cls_attention import cpu as cls_attention
+from ..cpp_calls import call
 from ..layer_norm import cpu as layer_norm
 from ..patch_embed import cpu as patch_embed
-from .recorded_pass import call
 
 NAME = "cpu"  # the version that runs, as the dispatcher names it
 

@@ -5,7 +5,7 @@ import torch
 
 from smi.csrc import host
 from smi.kernels.layers.cpp import Attention, Linear, Norm
-from smi.kernels.layers.recorded_pass import recorded
+from smi.kernels.layers.recorded_pass import record
 
 pytestmark = pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")
 TOKENS, WIDTH = 13, 48
@@ -44,20 +44,20 @@ def test_image_by_image_is_one_after_the_other(images, threads):
     want = layers(x, grad)
     for count in (1, 2, 3):
         threads(count)
-        results, recording = recorded(lambda: layers(x, grad), images, TOKENS)
-        recording.run()
+        results, recorded_pass = record(lambda: layers(x, grad), images, TOKENS)
+        recorded_pass.run()
         assert all(torch.equal(a, b) for a, b in zip(want, results, strict=True)), count
 
 
 def test_a_recording_computes_when_it_runs_and_anew_each_time():
     layers, x, grad = block(), torch.randn(4, TOKENS, WIDTH), torch.randn(4, TOKENS, WIDTH)
-    results, recording = recorded(lambda: layers(x, grad), 4, TOKENS)
+    results, recorded_pass = record(lambda: layers(x, grad), 4, TOKENS)
     for result in results:
         result.fill_(7)
     assert all((result == 7).all() for result in results)
     for _ in range(2):
         x.normal_()
-        recording.run()
+        recorded_pass.run()
         assert all(torch.equal(a, b) for a, b in zip(layers(x, grad), results, strict=True))
 
 
@@ -65,8 +65,8 @@ def test_images_do_not_see_one_another():
     layers, x, grad = block(), torch.randn(6, TOKENS, WIDTH), torch.randn(6, TOKENS, WIDTH)
     want = layers(x, grad)
     x[2] = float("nan")
-    results, recording = recorded(lambda: layers(x, grad), 6, TOKENS)
-    recording.run()
+    results, recorded_pass = record(lambda: layers(x, grad), 6, TOKENS)
+    recorded_pass.run()
     others = [0, 1, 3, 4, 5]
     assert all(torch.equal(a[others], b[others]) and b[2].isnan().all() for a, b in zip(want, results, strict=True))
 
@@ -75,7 +75,7 @@ def test_what_would_have_to_be_copied_is_refused():
     norm, x = Norm(torch.ones(6), None, 1e-6), torch.randn(6, 5).T
     assert norm.forward(x)[0].isfinite().all()
     with pytest.raises(RuntimeError, match="contiguous"):
-        recorded(lambda: norm.forward(x), 5, 1)
+        record(lambda: norm.forward(x), 5, 1)
 
 
 def test_a_recording_that_fails_leaves_nothing_behind():
@@ -86,5 +86,5 @@ def test_a_recording_that_fails_leaves_nothing_behind():
         raise KeyError
 
     with pytest.raises(KeyError):
-        recorded(fails, 3, 1)
+        record(fails, 3, 1)
     assert torch.equal(linear.forward(x), x)
