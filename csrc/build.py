@@ -14,6 +14,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from .cache import cache_folder, replace_file
+
 FOLDER = Path(__file__).parent / "cuda"
 BUILT = Path(__file__).parent / "_C.abi3.so"
 NAME = "smi.csrc._C"
@@ -74,10 +76,9 @@ def compile_library(target: Path, architectures: str) -> None:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             commands = [[nvcc(), *flags, "-c", str(source), "-o", str(made)] for source, made in zip(sources, objects, strict=True)]
             list(pool.map(run, commands))
-        linked = Path(folder) / "linked.so"
         libraries = ["-L", str(torch_folder() / "lib"), "-lc10", "-ltorch_cpu", "-ltorch_cuda"]  # in the process already: no path is recorded
-        run([nvcc(), "-shared", "-Xcompiler", "-fPIC", *map(str, objects), *libraries, "-o", str(linked)])
-        os.replace(linked, target)  # at once, so that another process never loads half a library
+        link = [nvcc(), "-shared", "-Xcompiler", "-fPIC", *map(str, objects), *libraries]
+        replace_file(target, lambda linked: run([*link, "-o", str(linked)]))
 
 
 def torch_folder() -> Path:
@@ -99,8 +100,7 @@ def cached_library(architecture: str) -> Path:
     words = hashlib.sha256(f"{architecture} {FLAGS} {torch.__version__}".encode())
     for source in sorted(FOLDER.iterdir()):
         words.update(source.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "smi" / "csrc" / words.hexdigest()[:16] / "smi_cuda.so"
+    return cache_folder("csrc", words.hexdigest()[:16]) / "smi_cuda.so"
 
 
 def extensions() -> list:

@@ -11,12 +11,12 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from .build import run, torch_folder
+from .cache import cache_folder, replace_file
 
 FOLDER = Path(__file__).parent / "cpu"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fvisibility=default"]
@@ -119,13 +119,10 @@ def _built(compiler: str, name: str, flags: list[str], sources: list[Path], word
     state = hashlib.sha256(words + repr(flags).encode())
     for source in sources:
         state.update(source.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    target = cache / "smi" / "csrc" / state.hexdigest()[:16] / name
+    target = cache_folder("csrc", state.hexdigest()[:16]) / name
     if not target.exists():
         print(f"smi: compiling {what}", file=sys.stderr)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            made = Path(folder) / name
-            run([compiler, *(str(source) for source in sources if source.suffix == ".cpp"), *flags, "-o", str(made)])
-            os.replace(made, target)
+        units = [str(source) for source in sources if source.suffix == ".cpp"]
+        replace_file(target, lambda made: run([compiler, *units, *flags, "-o", str(made)]))
     return ctypes.CDLL(str(target))

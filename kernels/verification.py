@@ -7,9 +7,7 @@ under a key of device, versions and the operation's own source. `verify` checks 
 
 import hashlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -23,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 from smi.csrc import build
+from smi.csrc.cache import cache_folder, replace_file
 
 from . import comparison, timing, versions
 from .precision import same_precision
@@ -88,11 +87,6 @@ def committed(arch: str) -> list[Verdict]:
     return [Verdict(**row) for row in json.loads(VERIFIED.read_text())["architectures"].get(arch, [])]
 
 
-def cache_folder() -> Path:
-    """Where verdicts are kept: smi/verdicts in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smi" / "verdicts"
-
-
 def installed(package: str) -> str:
     try:
         return version_of(package)
@@ -119,7 +113,7 @@ def identity(operation: str, device: torch.device) -> dict[str, str]:
 
 
 def cache_file(key: dict[str, str]) -> Path:
-    return cache_folder() / f"{key['operation']}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
+    return cache_folder("verdicts") / f"{key['operation']}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}.json"
 
 
 def cached(operation: str, device: torch.device) -> list[Verdict]:
@@ -137,16 +131,11 @@ def keep(found: Verdict, device: torch.device) -> None:
     key = identity(found.operation, device)
     path = cache_file(key)
     verdicts = [v for v in cached(found.operation, device) if v[:4] != found[:4]] + [found]
-    temporary = None
+    text = json.dumps({"identity": key, "verdicts": [v._asdict() for v in verdicts]}, indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            json.dump({"identity": key, "verdicts": [v._asdict() for v in verdicts]}, file, indent=1)
-        os.replace(temporary, path)
+        replace_file(path, lambda temporary: temporary.write_text(text))
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         say(f"the verdict on {found.operation} could not be kept in {path.parent}: {error}")
 
 

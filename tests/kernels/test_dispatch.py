@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from smi.csrc.cache import cache_folder
 from smi.kernels import dispatch, verification, versions
 from smi.kernels.verification import Verdict
 
@@ -138,7 +139,7 @@ def test_gpu_first_use_checks_announces_and_keeps(gpu, capsys):
     assert not capsys.readouterr().err
     assert resolve(OnGPU(X.bfloat16()), *ARGS[1:]) == "triton"
     assert len(gpu["calls"]) == 2  # another dtype is another verdict, in the same file
-    assert len(list(verification.cache_folder().iterdir())) == 1
+    assert len(list(cache_folder("verdicts").iterdir())) == 1
 
 
 @pytest.mark.parametrize(("correct", "speedup"), [(False, 0.0), (True, 0.9)])
@@ -168,7 +169,7 @@ def test_other_versions_or_sources_ask_for_a_new_check(gpu, monkeypatch):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": {}}', '{"verdicts": [1]}'])
 def test_damaged_cache_file_is_replaced(gpu, content):
     resolve(OnGPU(), *ARGS[1:])
-    (path,) = verification.cache_folder().iterdir()
+    (path,) = cache_folder("verdicts").iterdir()
     path.write_text(content)
     verification._known.clear()
     assert resolve(OnGPU(), *ARGS[1:]) == "triton"
@@ -196,7 +197,7 @@ def test_out_of_memory_is_not_kept(gpu, monkeypatch, capsys):
     monkeypatch.setattr(verification, "self_check", check)
     assert resolve(OnGPU(), *ARGS[1:]) == "stock"
     assert "not enough free memory" in capsys.readouterr().err
-    assert not verification.cache_folder().exists()
+    assert not cache_folder("verdicts").exists()
 
 
 def test_self_check_of_what_runs_here(monkeypatch):
