@@ -5,7 +5,7 @@
 operations written in it and Triton for the others. A version that is named and cannot run raises BackendUnavailable: nothing falls back silently.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from torch._ops import _len_torch_dispatch_stack_pre_dispatch
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from . import versions
-from .versions import NEEDS_VERDICT, BackendUnavailable, exists, first_tensor, why_not
+from .versions import NEEDS_VERDICT, BackendUnavailable, ensure_built, exists, first_tensor, why_not
 
 ON_CPU = ("cpu", "stock", "reference")  # in order of preference
 ON_GPU_UNVERIFIED = ("stock", "reference")
@@ -24,16 +24,22 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def resolve(operation: str, function: str, *args) -> str:
-    """The version in which raw `function` of `operation` runs on `args`. Raises BackendUnavailable where a forced one cannot."""
+    """The version in which raw `function` of `operation` runs on `args`. What it calls is compiled first where it must be; where that fails, auto
+    takes the next version. Raises BackendUnavailable where a version that is named cannot run."""
     asked = versions.asked_for()
-    if asked != "auto":
-        version = "triton" if asked == "cuda" and not exists(operation, "cuda") else asked
-        if asked == "stock" and not exists(operation, "stock"):
-            version = "reference"
-        reason = why_not(operation, version, function, args)
-        if reason:
-            raise BackendUnavailable(f"{operation} was asked to run in {asked} but cannot: {reason}")
-        return version
+    if asked == "auto":
+        return next(v for v in _by_preference(operation, function, args) if not ensure_built(operation, v))
+    version = "triton" if asked == "cuda" and not exists(operation, "cuda") else asked
+    if asked == "stock" and not exists(operation, "stock"):
+        version = "reference"
+    reason = why_not(operation, version, function, args) or ensure_built(operation, version)
+    if reason:
+        raise BackendUnavailable(f"{operation} was asked to run in {asked} but cannot: {reason}")
+    return version
+
+
+def _by_preference(operation: str, function: str, args: tuple) -> Iterator[str]:
+    """The versions that take `args`, as auto prefers them."""
     tensor = first_tensor(args)
     if tensor.device.type == "cuda":
         candidates = [v for v in NEEDS_VERDICT if exists(operation, v) and not why_not(operation, v, function, args)]
@@ -41,11 +47,10 @@ def resolve(operation: str, function: str, *args) -> str:
             from . import verification  # its files are read only where there is a GPU
 
             dtype, size = versions.deciding_dtype(operation, function, args), versions.size_class(operation, function, args)
-            best = verification.fastest(operation, candidates, tensor.device, dtype, size)
-            if best:
-                return best
-    order = ON_CPU if tensor.device.type == "cpu" else ON_GPU_UNVERIFIED
-    return next(v for v in order if exists(operation, v) and not why_not(operation, v, function, args))
+            yield from verification.faster_than_stock(operation, candidates, tensor.device, dtype, size)
+    for version in ON_CPU if tensor.device.type == "cpu" else ON_GPU_UNVERIFIED:
+        if exists(operation, version) and not why_not(operation, version, function, args):
+            yield version
 
 
 def call(operation: str, function: str, *args):
@@ -95,7 +100,7 @@ class Availability(NamedTuple):
 
 
 def availability() -> list[Availability]:
-    """One row for every operation and every version that it has: whether it could run on this machine at all."""
+    """One row for every operation and every version that it has: whether it could run on this machine at all. Compiles nothing."""
     pairs = [(operation, version) for operation in versions.OPERATIONS for version in versions.VERSIONS if exists(operation, version)]
     return [Availability(*pair, *_available(*pair)) for pair in pairs]
 
@@ -108,9 +113,11 @@ def _available(operation: str, version: str) -> tuple[bool, str]:
     if version in NEEDS_VERDICT and not torch.cuda.is_available():
         interpreted = version == "triton" and versions.interpreting()
         return (True, "interpreted on the CPU (TRITON_INTERPRET=1)") if interpreted else (False, "no CUDA device")
-    reason = getattr(module, "unavailable", lambda: None)()  # for example: the compiled library is missing
+    reason = getattr(module, "unavailable", lambda: None)()  # for example: there is no compiler
+    if reason:
+        return False, reason
     where = {"cpu": "CPU", "triton": "GPU", "cuda": "GPU"}.get(version, "any device")
-    return (False, reason) if reason else (True, where)
+    return True, where if getattr(module, "is_built", lambda: True)() else f"{where}; will be compiled on first use"
 
 
 def verify(device: torch.device | str = "cuda"):

@@ -49,11 +49,10 @@ class Verdict(NamedTuple):
 _known: dict[tuple, Verdict] = {}  # what this process has read or found out
 
 
-def fastest(operation: str, candidates: list[str], device: torch.device, dtype: torch.dtype, size: str) -> str | None:
-    """The fastest of `candidates` that is correct on `device` and faster than stock PyTorch; None if none is."""
+def faster_than_stock(operation: str, candidates: list[str], device: torch.device, dtype: torch.dtype, size: str) -> list[str]:
+    """Those of `candidates` that are correct on `device` and faster than stock PyTorch, the fastest first."""
     verdicts = [verdict(operation, version, device, short(dtype), size) for version in candidates]
-    best = max(verdicts, key=lambda v: (v.chosen, v.speedup))
-    return best.version if best.chosen else None
+    return [v.version for v in sorted(verdicts, key=lambda v: v.speedup, reverse=True) if v.chosen]
 
 
 def verdict(operation: str, version: str, device: torch.device, dtype: str, size: str) -> Verdict:
@@ -94,13 +93,17 @@ def installed(package: str) -> str:
         return "not installed"
 
 
-def identity(operation: str, device: torch.device) -> dict[str, str]:
-    """All on which a verdict depends: another value of any asks for a new check. source: the operation, what is shared, timed tiles, csrc."""
+def sources(operation: str) -> list[Path]:
+    """All files on which a verdict depends: the operation's, what operations share, timed tiles, and csrc with its CUDA sources."""
     kernels, csrc = Path(__file__).parent, Path(build.__file__).parent
-    shared = [*kernels.glob("*.py"), *kernels.glob("tiles/*.json"), *csrc.glob("*.py"), *(csrc / "cuda").iterdir()]
-    sources = [*shared, *(kernels / operation).glob("*.py")]
+    shared = [*kernels.glob("*.py"), *kernels.glob("tiles/*.json"), *csrc.glob("*.py"), *build.FOLDER.iterdir()]
+    return sorted([*shared, *(kernels / operation).glob("*.py")])
+
+
+def identity(operation: str, device: torch.device) -> dict[str, str]:
+    """All on which a verdict depends: another value of any asks for a new check."""
     digest = hashlib.sha256()
-    for path in sorted(sources):
+    for path in sources(operation):
         digest.update(path.read_bytes())
     return {
         "operation": operation,

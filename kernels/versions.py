@@ -98,7 +98,8 @@ def first_tensor(args: tuple) -> Tensor:
 
 
 def why_not(operation: str, version: str, function: str, args: tuple) -> str | None:
-    """Why this version cannot run raw `function` on `args`; None if it can. A version's own limits are its `unsupported(function, *args)`."""
+    """Why this version does not take `args` for raw `function`; None if it does. Its own limits are its `unsupported(function, *args)`. Builds
+    nothing: what must be compiled first is `ensure_built`'s."""
     tensor = first_tensor(args)
     if version != "reference":
         reason = _why_not_on(version, tensor.device.type, tensor.dtype)
@@ -110,6 +111,12 @@ def why_not(operation: str, version: str, function: str, args: tuple) -> str | N
         return str(error)
     limits = getattr(module, "unsupported", None)
     return limits(function, *args) if limits else None
+
+
+def ensure_built(operation: str, version: str) -> str | None:
+    """Compile what this version calls, where that is missing; why it cannot be had, None if it can. A build that failed is not tried again."""
+    build = getattr(load(operation, version), "ensure_built", None)
+    return build() if build else None
 
 
 def _why_not_on(version: str, device: str, dtype: torch.dtype) -> str | None:

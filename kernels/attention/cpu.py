@@ -25,20 +25,19 @@ class Params(ctypes.Structure):
     ]
 
 
-def unavailable() -> str | None:
-    return host.why_not()
+unavailable, is_built, ensure_built = host.CPU.why_not, host.CPU.is_built, host.CPU.ensure_built
 
 
 def differentiable(qkv: Tensor, *_) -> Callable | None:
-    """The operation with its gradient in C++ (csrc/autograd/attention.cpp), for `dispatch.differentiable`; None where it cannot be built."""
-    return None if unsupported("forward", qkv) else host.operation("attention_eager")
+    """The operation with its gradient in C++ (csrc/autograd/attention.cpp), for `dispatch.differentiable`; None where it cannot be had."""
+    return None if unsupported("forward", qkv) or ensure_built() else host.operation("attention_eager")
 
 
 def unsupported(function: str, *args) -> str | None:
     qkv = args[0 if function == "forward" else 1]
     if qkv.dtype not in DTYPES:
         return f"it takes float32, bfloat16 and float16, not {str(qkv.dtype).removeprefix('torch.')}"
-    return unavailable()
+    return None
 
 
 def forward(qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float, out: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -17,16 +17,33 @@ DTYPES = (torch.bfloat16, torch.float16)
 
 @cache
 def unavailable() -> str | None:
-    """Why this version cannot run on this machine, in one sentence; None if it can. Asked once a process; builds nothing."""
+    """Why this version cannot run on this machine, in one sentence; None if it can. Asked once a process; compiles nothing."""
     if not torch.cuda.is_available():
         return "no CUDA device"
     capability = torch.cuda.get_device_capability()
     if capability < OLDEST_DEVICE:
         return f"it needs compute capability 8.0 or later, this device has {capability[0]}.{capability[1]}"
-    if build.BUILT.exists() or build.cached_library(architecture()).exists():
+    if is_built():
         return None
     reason = build.why_not()
     return f"the CUDA library was not installed and cannot be built: {reason}" if reason else None
+
+
+def is_built() -> bool:
+    """Whether the library was installed or is in the cache, for the current device."""
+    return build.BUILT.exists() or build.cached_library(architecture()).exists()
+
+
+@cache
+def ensure_built() -> str | None:
+    """Load the library, compiled first where it was not installed; why it cannot be had, which is also printed. Tried once a process."""
+    try:
+        library()
+    except (OSError, RuntimeError) as error:
+        reason = f"the CUDA library cannot be built here: {str(error)[-500:]}"
+        print(f"smi: {reason}; attention runs in another version", file=sys.stderr, flush=True)
+        return reason
+    return None
 
 
 def supports(n: int, width: int, dtype: torch.dtype, most_tokens: dict[int, int] = MOST_TOKENS) -> str | None:

@@ -22,8 +22,7 @@ class Step(ctypes.Structure):
     ]
 
 
-def unavailable() -> str | None:
-    return host.why_not()
+unavailable, is_built, ensure_built = host.CPU.why_not, host.CPU.is_built, host.CPU.ensure_built
 
 
 def unsupported(function: str, *args) -> str | None:
@@ -32,7 +31,7 @@ def unsupported(function: str, *args) -> str | None:
         return "it takes float32 alone"
     if function == "forward" and (args[8] > MOST or args[7] is None and any(side % args[8] for side in args[0].shape[2:])):
         return f"it takes images that divide into patches of at most {MOST} pixels"
-    return unavailable()
+    return None
 
 
 def forward(

@@ -20,15 +20,14 @@ class Params(ctypes.Structure):
     ]
 
 
-def unavailable() -> str | None:
-    return host.why_not()
+unavailable, is_built, ensure_built = host.CPU.why_not, host.CPU.is_built, host.CPU.ensure_built
 
 
 def unsupported(function: str, *args) -> str | None:
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
     if any(tensor.dtype != torch.float32 for tensor in tensors):
         return "it takes float32 alone"
-    return unavailable()
+    return None
 
 
 def forward(

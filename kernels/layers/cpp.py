@@ -31,11 +31,14 @@ class Params(ctypes.Structure):
     ]
 
 
+ensure_built = host.CPU.ensure_built
+
+
 def unsupported(weight: Tensor) -> str | None:
-    """Why a weight cannot be packed; None if it can."""
+    """Why a weight cannot be packed, as far as is known without compiling (`ensure_built`); None if nothing is known against it."""
     if weight.device.type != "cpu" or weight.dtype != torch.float32:
         return f"it takes float32 on the CPU, not {weight.dtype} on {weight.device}"
-    return host.why_not()
+    return host.CPU.why_not()
 
 
 class Packed:

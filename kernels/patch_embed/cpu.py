@@ -18,13 +18,12 @@ class Patches(ctypes.Structure):
     ]
 
 
-def unavailable() -> str | None:
-    return host.why_not()
+unavailable, is_built, ensure_built = host.CPU.why_not, host.CPU.is_built, host.CPU.ensure_built
 
 
 def unsupported(function: str, *args) -> str | None:
     dtypes = {arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()} | ({args[-1]} if function == "backward" else set())
-    return "it takes float32 alone" if dtypes != {torch.float32} else unavailable()
+    return "it takes float32 alone" if dtypes != {torch.float32} else None
 
 
 def described(index: Tensor, augmentation: Tensor | None, patch_size: int, channels: int, height: int, width: int) -> tuple[Patches, Tensor]:

@@ -208,7 +208,7 @@ class Fused:
 
 def _family(vit: ViT) -> ModuleType:
     """The layers for this device and dtype: C++ on the CPU where it can be had and nothing else is asked for."""
-    if vit.device.type == "cpu" and backend() == "auto" and cpp.unsupported(vit.embed.weight) is None:
+    if vit.device.type == "cpu" and backend() == "auto" and not (cpp.unsupported(vit.embed.weight) or cpp.ensure_built()):
         return cpp
     return dispatched
 

@@ -277,6 +277,19 @@ def test_a_machine_without_nvcc_is_told_why(monkeypatch, tmp_path):
     assert "compute capability 8.0" in cuda.unavailable.__wrapped__()
 
 
+def test_a_build_that_fails_is_a_reason_and_a_line(monkeypatch, tmp_path, capsys):
+    def fails(target, architectures):
+        raise RuntimeError("no such header")
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(build, "BUILT", tmp_path / "none.so")
+    monkeypatch.setattr(build, "compile_library", fails)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert not cuda.is_built()
+    assert cuda.ensure_built.__wrapped__() == "the CUDA library cannot be built here: no such header"
+    assert "attention runs in another version" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("width", [32, 64, 72, 80, 128])

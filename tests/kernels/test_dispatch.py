@@ -149,6 +149,13 @@ def test_gpu_version_that_is_wrong_or_slow_is_not_used(gpu, capsys, correct, spe
     assert "; not used" in capsys.readouterr().err
 
 
+def test_gpu_version_that_cannot_be_built_is_not_used(gpu, monkeypatch):
+    monkeypatch.setattr(versions.load("layer_norm", "triton"), "ensure_built", lambda: "no compiler", raising=False)
+    assert resolve(OnGPU(), *ARGS[1:]) == "stock"
+    with versions.forced("triton"), pytest.raises(versions.BackendUnavailable, match="cannot: no compiler"):
+        resolve(OnGPU(), *ARGS[1:])
+
+
 def test_committed_verdict_spares_the_check(gpu, monkeypatch):
     rows = [Verdict("layer_norm", "triton", "float32", "any", True, 1.5, "")]
     monkeypatch.setattr(verification, "committed", lambda arch: rows if arch == "sm_90" else [])
@@ -164,6 +171,22 @@ def test_other_versions_or_sources_ask_for_a_new_check(gpu, monkeypatch):
         monkeypatch.setattr(verification, "identity", lambda *a, before=before, change=change: before(*a) | change)
         resolve(OnGPU(), *ARGS[1:])
     assert len(gpu["calls"]) == 4
+
+
+@pytest.mark.parametrize("file", ["csrc/cuda/tile.cuh", "csrc/build.py", "kernels/attention/kernel.py", "kernels/matmul.py"])
+def test_another_source_is_another_identity(gpu, monkeypatch, tmp_path, file):
+    found, device = verification.sources("attention"), torch.device("cuda", 0)
+    before = verification.identity("attention", device)["source"]
+    (path,) = (path for path in found if path.as_posix().endswith(f"/{file}"))
+    (tmp_path / "changed").write_text(path.read_text() + " ")
+    monkeypatch.setattr(verification, "sources", lambda operation: [tmp_path / "changed" if other == path else other for other in found])
+    assert verification.identity("attention", device)["source"] != before
+
+
+def test_layers_and_other_operations_are_not_part_of_a_verdict():
+    folders = {path.parent.name for path in verification.sources("attention")}
+    assert folders >= {"kernels", "attention", "cuda", "csrc"}
+    assert not folders & {"layers", "layer_norm", "cpu"}
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": {}}', '{"verdicts": [1]}'])
