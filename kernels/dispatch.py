@@ -64,9 +64,10 @@ def call(operation: str, function: str, *args):
 
 
 def differentiable(operation: str, *args) -> Callable | None:
-    """What runs the forward on `args`, and its backward later, in place of the registered operation: where `resolve` says cpu, that version has such
-    a function (its `differentiable(*args)`), and nobody watches or transforms operations. On small tensors Python's part of a registered operation
-    costs as much as the work, so no more is asked here than must be."""
+    """What runs the forward on `args`, and its backward later, in place of the registered operation; None where the registered one must run.
+
+    It is the cpu version's `differentiable(*args)`, where that version is the one to run, a gradient is wanted, and no torch.compile, vmap or
+    dispatch mode is active. On small tensors Python's part of a registered operation costs as much as the work, so little is asked here."""
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     wanted = False
@@ -77,8 +78,8 @@ def differentiable(operation: str, *args) -> Callable | None:
             wanted = wanted or arg.requires_grad
         elif isinstance(arg, Tensor):
             return None
-    watched = _get_current_dispatch_mode() or _len_torch_dispatch_stack_pre_dispatch() or peek_interpreter_stack()
-    if not wanted or watched or versions.asked_for() not in ("auto", "cpu"):
+    intercepted = _get_current_dispatch_mode() or _len_torch_dispatch_stack_pre_dispatch() or peek_interpreter_stack()
+    if not wanted or intercepted or versions.asked_for() not in ("auto", "cpu"):
         return None
     find = _finder(operation)
     return find and find(*args)

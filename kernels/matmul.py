@@ -1,4 +1,4 @@
-"""What the matrix-product kernels share: order of the tiles, choice of the tile, activations and their derivatives."""
+"""What the GEMM kernels share: order of the tiles, choice of the tile, activations and their derivatives."""
 
 from functools import cache
 from typing import NamedTuple
@@ -27,12 +27,12 @@ class Tile(NamedTuple):
 
 Table = dict[tuple[int, int], tuple[Tile, ...]]  # by architecture and bytes per element
 
-# Tiles of products with something fused behind them. Every reason comes from sizes and from the compile gate, none from a timing.
+# Tiles of GEMMs with a fused epilogue. Every reason comes from sizes and from the compile gate, none from a timing.
 # 2 bytes: the largest tile that does not spill, one at which two programs share a multiprocessor (one computes while the other stores), a small one.
 # sm_80: 128 x 128 by 4 warps spills. sm_90: 128 x 256 by 8 warps is two wgmma groups and fills the registers; 128 x 128 by 4 warps leaves room for
 # two programs. sm_100: 128 x 256 spills; results are in tensor memory, 128 x 128 by 8 warps needs 128 registers, room for two programs;
 # 64 x 64 in steps of 64 spills.
-# 4 bytes: exact float32 products run on the CUDA cores, where larger tiles would spill.
+# 4 bytes: exact float32 GEMMs run on the CUDA cores, where larger tiles would spill.
 TILES: Table = {
     (80, 2): (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
     (90, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3), Tile(64, 64, 64, 4, 4)),
@@ -42,7 +42,7 @@ TILES: Table = {
     (100, 4): (Tile(64, 64, 32, 8, 2), Tile(32, 32, 32, 4, 2)),
 }
 GROUP = 8  # rows of tiles that share columns of weights while those are in L2
-OPERAND_COST = 64  # products in the time of reading one operand from shared memory (sm_90, derived: 4096 products against 64 elements a cycle)
+OPERAND_COST = 64  # multiply-adds in the time of reading one operand from shared memory (sm_90, derived: 4096 against 64 elements a cycle)
 
 
 @cache
@@ -55,7 +55,7 @@ def machine(device: torch.device) -> tuple[int, int]:
 
 
 def choose(table: Table, M: int, N: int, device: torch.device, dtype: torch.dtype) -> Tile:
-    """The tile that needs the least time by count: waves of programs, each of BM * BN products and BM + BN operands per step."""
+    """The tile that needs the least time by count: waves of programs, each of BM * BN multiply-adds and BM + BN operands per step."""
     architecture, processors = machine(device)
 
     def cost(tile: Tile) -> int:

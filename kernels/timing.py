@@ -1,4 +1,4 @@
-"""Times of two or more things measured against each other, on a GPU or a CPU: alternating, so that drift of the machine meets all of them."""
+"""Times of two or more functions, on a GPU or a CPU, measured in alternation: a drift of the machine's clock meets all of them."""
 
 import statistics
 import time

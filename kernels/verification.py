@@ -39,7 +39,7 @@ class Verdict(NamedTuple):
     size: str
     correct: bool
     speedup: float  # median time of the best stock composition over its own; 0 where it was not timed
-    note: str  # largest error as a share of what the rule allows, or what went wrong
+    note: str  # largest error and what the rule allows, or what went wrong
 
     @property
     def chosen(self) -> bool:

@@ -1,4 +1,4 @@
-"""Attention on the CPU in C++ (csrc/cpu): a head at a time in a core's own cache."""
+"""Attention on the CPU in C++ (csrc/cpu): one head at a time, in a core's own cache."""
 
 import ctypes
 from collections.abc import Callable

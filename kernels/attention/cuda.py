@@ -72,16 +72,15 @@ def forward(qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: fl
     n = tokens_of(qkv, index)
     out = qkv.new_empty(batch, n, heads * width)
     lse = qkv.new_empty(batch, heads, n, dtype=torch.float32)
-    library().attention_forward(packed(qkv), integers(index), integers(lengths), scale, out, lse)
+    library().attention_forward(contiguous_aligned(qkv), integers(index), integers(lengths), scale, out, lse)
     return out, lse
 
 
 def backward(grad: Tensor, qkv: Tensor, index: Tensor | None, lengths: Tensor | None, out: Tensor, lse: Tensor, scale: float) -> Tensor:
     """Gradient in qkv, contiguous: zero in rows that are no token's. Repeats bit for bit."""
     grad_qkv = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    library().attention_backward(
-        packed(grad), packed(qkv), integers(index), integers(lengths), packed(out), lse.contiguous(), scale, grad_qkv
-    )  # fmt: skip
+    grad, qkv, out = map(contiguous_aligned, (grad, qkv, out))
+    library().attention_backward(grad, qkv, integers(index), integers(lengths), out, lse.contiguous(), scale, grad_qkv)
     return grad_qkv
 
 
@@ -89,7 +88,7 @@ def tokens_of(qkv: Tensor, index: Tensor | None) -> int:
     return qkv.shape[1] if index is None else index.shape[1]
 
 
-def packed(x: Tensor) -> Tensor:
+def contiguous_aligned(x: Tensor) -> Tensor:
     """x, copied if it is not contiguous or does not start at a multiple of 16 bytes."""
     x = x.contiguous()
     return x if x.data_ptr() % 16 == 0 else x.clone()

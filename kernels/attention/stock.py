@@ -1,10 +1,10 @@
-"""attention from PyTorch's own operations: the kernels behind scaled_dot_product_attention, called by name because only there do they hand out lse
-and take it back.
+"""attention from PyTorch's own operations: the kernels behind scaled_dot_product_attention, called by name because only so do they return lse
+and take it in backward.
 
     CPU                                   its flash attention, any dtype
     CUDA, 16 bits, no lengths             flash attention, where PyTorch says that it runs
     CUDA, else                            memory-efficient attention, lengths as a bias of the scores, where PyTorch says that it runs
-    float64 on CUDA, one token, elsewhere batched products in float32 or wider
+    float64 on CUDA, one token, elsewhere batched GEMMs in float32 or wider
 
 Tokens that an index names are gathered, rows past a length blanked, and gradients put back, each in a pass of its own. On CUDA the gradients repeat
 bit for bit only under torch.use_deterministic_algorithms: PyTorch's kernels may add with atomics.
@@ -63,14 +63,14 @@ def efficient_backward(grad, q, k, v, bias, out, lse, scale):
     return backward(grad, q, k, v, bias, out, lse, unused, unused, 0.0, [True, True, True, False], False, scale=scale)[:3]
 
 
-def products_forward(q, k, v, bias, scale):
+def gemm_forward(q, k, v, bias, scale):
     dtype = q.dtype
     q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
     scores = scores_of(q, k, bias, scale)
     return (scores.softmax(-1) @ v).to(dtype), scores.logsumexp(-1)
 
 
-def products_backward(grad, q, k, v, bias, out, lse, scale):
+def gemm_backward(grad, q, k, v, bias, out, lse, scale):
     dtype = q.dtype
     grad, q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (grad, q, k, v))
     p = (scores_of(q, k, bias, scale) - lse[..., None]).exp()
@@ -84,18 +84,18 @@ def scores_of(q: Tensor, k: Tensor, bias: Tensor | None, scale: float) -> Tensor
     return scores if bias is None else scores + bias
 
 
-CPU, FLASH, EFFICIENT, PRODUCTS = (
+CPU, FLASH, EFFICIENT, GEMMS = (
     Kernels(cpu_forward, cpu_backward),
     Kernels(flash_forward, flash_backward),
     Kernels(efficient_forward, efficient_backward),
-    Kernels(products_forward, products_backward),
+    Kernels(gemm_forward, gemm_backward),
 )
 
 
 def choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Kernels:
     """The fastest of PyTorch's that takes these. One token: dP - delta is zero, which fused kernels, with delta = dO O, miss by their rounding."""
     if q.shape[2] == 1:
-        return PRODUCTS
+        return GEMMS
     if q.device.type == "cpu":
         return CPU
     if q.device.type == "cuda" and torch.version.cuda:
@@ -104,7 +104,7 @@ def choose(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Kernels:
             return FLASH
         if torch.backends.cuda.can_use_efficient_attention(given):
             return EFFICIENT
-    return PRODUCTS
+    return GEMMS
 
 
 def aligned(x: Tensor) -> Tensor:

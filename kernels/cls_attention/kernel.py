@@ -3,7 +3,7 @@
     forward    P = softmax(scale q k^T),  out = P v,  row = mean over heads of P[query 0]
     backward   dP = dO v^T + [query 0] drow / H,  delta = sum(P dP),  dS = P (dP - delta),  dq = scale dS k,  dk = scale dS^T q,  dv = P^T dO
 
-With so few queries there is no work for tensor cores: keys and values are multiplied as they come from memory, in float32. Weights are kept from the
+With so few queries there is no work for tensor cores: keys and values are multiplied as they come from memory, in float32. Weights are saved by the
 forward, float32 [B, H, P, T]: they are small beside the keys, and the row and delta are sums over them. No atomics: a program owns its head's
 gradients, and the row is summed over heads by a second kernel.
 

@@ -1,1 +1,1 @@
-"""Layers of a frozen Vision Transformer made of the operations: by the dispatcher, in C++, and the recorded pass."""
+"""Layers of a frozen Vision Transformer, made of the operations: by the dispatcher, in C++ on the CPU, and passes through the latter recorded."""

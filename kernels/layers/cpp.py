@@ -1,6 +1,9 @@
-"""The layers of a frozen Vision Transformer on the CPU in C++ (csrc/cpu), float32: weights packed once for each direction, in the order in which the
-product reads them; bias, residual, layer scale, activation and its derivative applied while the result is in the cache; results into memory that the
-caller keeps (`out`). `frozen` has the same layers for every other device and dtype."""
+"""The layers of a frozen Vision Transformer in C++ (csrc/cpu), on the CPU in float32.
+
+Weights are packed once for each direction, in the order in which the GEMM reads them. Bias, residual, layer scale, activation and its derivative are
+applied while the result is in the cache. Results go to `out`, memory of the caller's, where it is given. `dispatched` has the same layers for every
+other device and dtype.
+"""
 
 import ctypes
 
@@ -41,8 +44,8 @@ def unsupported(weight: Tensor) -> str | None:
     return host.CPU.why_not()
 
 
-class Packed:
-    """A matrix B [k, n] as the C++ reads it."""
+class PackedMatrix:
+    """A matrix B [k, n], its rows times scale [k] where that is given, in the order in which the C++ reads it."""
 
     def __init__(self, matrix: Tensor, scale: Tensor | None = None):
         self.k, self.n = matrix.shape
@@ -55,13 +58,13 @@ class Packed:
         library.smi_pack(_at(matrix), *strides, _at(scale), *sizes, _at(self.memory))
 
     def multiply(
-        self, x: Tensor, out: Tensor | None, epilogue: str = "none", bias=None, residual=None, gamma=None, slope=None, activation: str = "gelu"
+        self, x: Tensor, out: Tensor | None, epilogue: str = "none", bias=None, residual=None, gamma=None, derivative=None, activation: str = "gelu"
     ) -> Tensor:
         """epilogue(x B): x [..., k], rows dense; out [..., n], contiguous, made where it is None."""
         if out is None:
             out = x.new_empty(*x.shape[:-1], self.n)
         m = x.numel() // self.k
-        tensors = (x, self.memory, bias, residual, gamma, slope, out)
+        tensors = (x, self.memory, bias, residual, gamma, derivative, out)
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
         params = Params(*pointers, m, self.k, self.n, self.k, EPILOGUES.index(epilogue), ACTIVATIONS.index(activation))
         call("smi_linear", params, *tensors, cost=2.0 * m * self.k * self.n)
@@ -77,37 +80,37 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None):
         self.bias, self.gamma = (None if x is None else x.detach().contiguous() for x in (bias, gamma))
-        self.right = Packed(weight.detach().T)
-        self.left = Packed(weight.detach(), gamma)
+        self.transposed = PackedMatrix(weight.detach().T)  # W^T: forward
+        self.scaled = PackedMatrix(weight.detach(), gamma)  # gamma W: backward
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """x W^T + b."""
-        return self.right.multiply(x, out, bias=self.bias)
+        return self.transposed.multiply(x, out, bias=self.bias)
 
     def forward_residual(self, x: Tensor, residual: Tensor, out: Tensor | None = None) -> Tensor:
         """residual + gamma (x W^T + b)."""
-        return self.right.multiply(x, out, "residual", self.bias, residual, self.gamma)
+        return self.transposed.multiply(x, out, "residual", self.bias, residual, self.gamma)
 
     def forward_activation(
-        self, x: Tensor, activation: str, keep: bool = True, kept: Tensor | None = None, out: Tensor | None = None
+        self, x: Tensor, activation: str, save: bool = True, saved: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """f(x W^T + b), and what `backward_activation` needs: its derivative, [..., m], in `kept` where that is given."""
-        if keep and kept is None:
-            kept = x.new_empty(*x.shape[:-1], self.right.n)
-        kept = kept if keep else None
-        return self.right.multiply(x, out, "activation", self.bias, slope=kept, activation=activation), kept
+        """f(x W^T + b), and what is saved for `backward_activation`: its derivative, [..., m], in `saved` where that is given."""
+        if save and saved is None:
+            saved = x.new_empty(*x.shape[:-1], self.transposed.n)
+        saved = saved if save else None
+        return self.transposed.multiply(x, out, "activation", self.bias, derivative=saved, activation=activation), saved
 
-    def again(self, x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
-        """What `forward_activation` keeps, without the rest."""
-        return self.right.multiply(x, out, "derivative", self.bias, activation=activation)
+    def recompute_saved(self, x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """What `forward_activation` saves, without its result."""
+        return self.transposed.multiply(x, out, "derivative", self.bias, activation=activation)
 
     def backward(self, grad: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient of x from that of gamma (x W^T + b)."""
-        return self.left.multiply(grad, out)
+        return self.scaled.multiply(grad, out)
 
-    def backward_activation(self, grad: Tensor, kept: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
-        """Gradient of h where x = f(h), kept: f'(h)."""
-        return self.left.multiply(grad, out, "times", slope=kept)
+    def backward_activation(self, grad: Tensor, saved: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """Gradient of h where x = f(h); saved: f'(h)."""
+        return self.scaled.multiply(grad, out, "times", derivative=saved)
 
 
 class Norm:
@@ -129,7 +132,7 @@ class Norm:
 class Attention:
     """Attention among all tokens of packed qkv [B, T, 3, H, D]; backward does not need the output."""
 
-    keeps_output = False
+    saves_output = False  # whether backward reads the output
 
     @staticmethod
     def forward(qkv: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -175,7 +178,7 @@ class Embed:
         """Tokens of the pixels [B, n, C * p * p] that lie at grid cells [B, n]."""
         count = len(self.prefix)
         if out is None:
-            out = pixels.new_empty(len(pixels), count + cells.shape[1], self.linear.right.n)
+            out = pixels.new_empty(len(pixels), count + cells.shape[1], self.linear.transposed.n)
         out[:, count:] = self.linear.forward(pixels.contiguous())
         patch_embed.add_position(out, self.position, cells.long().contiguous(), self.prefix)
         return out

@@ -1,5 +1,7 @@
-"""The layers of a frozen Vision Transformer from the operations, each in the version that the dispatcher takes for its device, dtype and size. The
-same layers as `packed`; `out` is ignored: results come from the allocator, which under a CUDA graph gives the same memory at every replay."""
+"""The layers of a frozen Vision Transformer by the dispatcher: each operation in the version that it takes for device, dtype and size.
+
+The same layers as `cpp`. `out` is ignored: results come from the allocator, which under a CUDA graph gives the same memory at every replay.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -25,22 +27,22 @@ class Linear:
         return call("linear_residual", "forward", x, self.weight, self.bias, residual, self.gamma)
 
     def forward_activation(
-        self, x: Tensor, activation: str, keep: bool = True, kept: Tensor | None = None, out: Tensor | None = None
+        self, x: Tensor, activation: str, save: bool = True, saved: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """f(x W^T + b), and what `backward_activation` needs where it is kept: its argument, [..., m]."""
-        return call("linear_gelu", "forward", x, self.weight, self.bias, activation, keep)
+        """f(x W^T + b), and what is saved for `backward_activation`: its argument, [..., m], or [0] if not `save`."""
+        return call("linear_gelu", "forward", x, self.weight, self.bias, activation, save)
 
-    def again(self, x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
-        """What `forward_activation` keeps, without the rest."""
+    def recompute_saved(self, x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """What `forward_activation` saves, without its result."""
         return self.forward(x, out)
 
     def backward(self, grad: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient of x from that of gamma (x W^T + b)."""
         return call("linear_residual", "backward", grad, self.weight, self.gamma)
 
-    def backward_activation(self, grad: Tensor, kept: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
-        """Gradient of h where x = f(h), kept: h."""
-        return call("linear_residual", "backward_gelu", grad, self.weight, self.gamma, kept, activation)
+    def backward_activation(self, grad: Tensor, saved: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
+        """Gradient of h where x = f(h); saved: h."""
+        return call("linear_residual", "backward_gelu", grad, self.weight, self.gamma, saved, activation)
 
 
 class Norm:
@@ -62,7 +64,7 @@ class Norm:
 class Attention:
     """Attention among all tokens of packed qkv [B, T, 3, H, D]."""
 
-    keeps_output = True
+    saves_output = True  # whether backward reads the output
 
     @staticmethod
     def forward(qkv: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor]:

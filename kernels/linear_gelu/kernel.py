@@ -1,6 +1,6 @@
-"""linear_gelu in Triton: the activation in the product's epilogue, its derivative in front of the gradient's product.
+"""linear_gelu in Triton: the activation in the GEMM's epilogue, its derivative before the gradient's GEMM.
 
-forward    h = x W^T + b,  y = f(h)            h is kept in x's dtype, y is made from the float32 accumulator
+forward    h = x W^T + b,  y = f(h)            h is saved in x's dtype, y is made from the float32 accumulator
 backward   dx = (dy f'(h)) W                   dy f'(h) exists in registers only
 """
 

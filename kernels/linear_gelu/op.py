@@ -31,7 +31,7 @@ def check_linear(operation: str, x: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
-    """y [..., m]; h = x W^T + b [..., m] where it is kept for backward, else [0]."""
+    """y [..., m]; h = x W^T + b [..., m] where it is saved for backward, else [0]."""
     y = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
     return y, torch.empty_like(y) if keep else y.new_empty(0)
 
@@ -63,7 +63,7 @@ def _save(ctx, inputs, output):
 
 def _differentiate(ctx, grad_y, _):
     if not ctx.keep:
-        raise RuntimeError("smi::linear_gelu was called with keep=False: nothing is kept to differentiate")
+        raise RuntimeError("smi::linear_gelu was called with keep=False: nothing was saved for backward")
     h, weight = ctx.saved_tensors
     return _backward(grad_y, h, weight, ctx.activation), None, None, None, None
 

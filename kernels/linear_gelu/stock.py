@@ -1,4 +1,4 @@
-"""linear_gelu from PyTorch's own operations: a product, then the activation; any device, float64 too."""
+"""linear_gelu from PyTorch's own operations: a GEMM, then the activation; any device, float64 too."""
 
 import torch
 import torch.nn.functional as F

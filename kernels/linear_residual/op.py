@@ -36,7 +36,7 @@ def _backward_fake(grad_y: Tensor, weight: Tensor, gamma: Tensor | None) -> Tens
 
 
 def _backward_gelu_fake(grad_y: Tensor, weight: Tensor, gamma: Tensor | None, h: Tensor, activation: str) -> Tensor:
-    """Gradient [..., k] of h where x = f(h): the backward of this layer and of the activation before it in one product."""
+    """Gradient [..., k] of h where x = f(h): the backward of this layer and of the activation before it in one GEMM."""
     return torch.empty(h.shape, dtype=h.dtype, device=h.device)
 
 

@@ -1,4 +1,4 @@
-"""linear_residual from PyTorch's own operations: a product, then the elementwise rest; any device, float64 too."""
+"""linear_residual from PyTorch's own operations: a GEMM, then the elementwise rest; any device, float64 too."""
 
 import torch.nn.functional as F
 from torch import Tensor

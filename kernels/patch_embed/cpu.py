@@ -1,4 +1,4 @@
-"""patch_embed on the CPU: pixels taken and given back in C++ (csrc/cpu/pixels.cpp), float32; the product is PyTorch's."""
+"""patch_embed on the CPU: pixels taken and given back in C++ (csrc/cpu/pixels.cpp), float32; the GEMM is PyTorch's."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""patch_embed in Triton: a matrix product whose left operand is gathered from the image, and its transpose, scattered to it.
+"""patch_embed in Triton: a GEMM whose left operand is gathered from the image, and its transpose, scattered to it.
 
     forward    tokens[b, P + j] = sum_k image[b, at(b, j, k)] weight[:, k] + bias + position[cell(b, j)],  tokens[b, s < P] = prefix[s]
     backward   grad_image[b, at(b, j, k)] = sum_d grad_tokens[b, P + j, d] weight[d, k],  0 where no (j, k) leads
@@ -18,7 +18,7 @@ from ..compile_case import CompileCase
 # Tiles: tokens BT, model dimensions BD, patch pixels BK, warps, stages. Forward sums over BK, backward over BD.
 # large: the most that fits without spills (128 x 256 does not), because the gathered pixels are read again for every BD model dimensions. small: four
 # times the programs, where large ones would not occupy every multiprocessor twice over. BK 32 forward: 16 gathered pixels a thread and stage keep the
-# address arithmetic in registers. float32: products are IEEE, on no tensor core, so tiles are small. (from the compiler's report, not timed)
+# address arithmetic in registers. float32: GEMMs are IEEE, on no tensor core, so tiles are small. (from the compiler's report, not timed)
 FORWARD_TILES = {"large": (128, 128, 32, 8, 4), "small": (64, 64, 32, 4, 4), "float32": (64, 64, 16, 8, 2)}
 BACKWARD_TILES = {"large": (128, 64, 128, 8, 3), "small": (64, 64, 64, 4, 3), "float32": (64, 32, 64, 8, 2)}
 LARGE_FROM = 2 * 132 * 128 * 128  # elements of the result: two large programs for each of the 132 multiprocessors of an H100 or H200

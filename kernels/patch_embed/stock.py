@@ -1,4 +1,4 @@
-"""patch_embed from PyTorch's own operations: gather by the reference's pixel map, one matrix product; any device, float64 too."""
+"""patch_embed from PyTorch's own operations: gather by the reference's pixel map, one GEMM; any device, float64 too."""
 
 import torch
 from torch import Tensor

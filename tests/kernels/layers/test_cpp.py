@@ -43,7 +43,7 @@ def test_activation_and_its_gradient(rows, k, m, activation):
     y, kept = Linear(weight, bias).forward_activation(x, activation)
     checks.assert_close_enough("y", y, linear_gelu(x, weight, bias, activation), linear_gelu(*double(x, weight, bias), activation))
 
-    assert torch.equal(kept, Linear(weight, bias).again(x, activation))
+    assert torch.equal(kept, Linear(weight, bias).recompute_saved(x, activation))
     second, pull = torch.randn(k, m) * m**-0.5, torch.randn(rows, k)
 
     def plain(x, weight, bias, second, pull):
