@@ -4,7 +4,12 @@ can be. Everything else is in pyproject.toml."""
 import sys
 from pathlib import Path
 
+from setuptools import __version__ as installed
 from setuptools import find_packages, setup
+
+OLDEST_SETUPTOOLS = 77  # the first that reads `license = "MIT"` of pyproject.toml
+if int(installed.split(".")[0]) < OLDEST_SETUPTOOLS:
+    raise SystemExit(f"smi: building needs setuptools {OLDEST_SETUPTOOLS} or later, this is {installed}: pip install --upgrade setuptools")
 
 sys.path.insert(0, str(Path(__file__).parent))
 

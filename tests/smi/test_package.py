@@ -1,7 +1,11 @@
 """What is stated in two places agrees."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 import smi
 
@@ -17,3 +21,12 @@ def test_version_is_the_same_everywhere():
 
 def test_everything_exported_exists():
     assert all(hasattr(smi, name) for name in smi.__all__)
+
+
+def test_an_old_setuptools_is_told_what_is_needed_in_one_line():
+    pytest.importorskip("setuptools")
+    (oldest,) = re.findall(r"setuptools>=(\d+)", (ROOT / "pyproject.toml").read_text())
+    code = "import runpy, setuptools; setuptools.__version__ = '68.2.2'; runpy.run_path('setup.py')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"smi: building needs setuptools {oldest} or later, this is 68.2.2: pip install --upgrade setuptools"]
