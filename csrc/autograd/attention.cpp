@@ -1,5 +1,5 @@
 // smi::attention_eager, attention for the CPU as one operation whose gradient is C++ too: where the arithmetic takes a millisecond, Python's autograd
-// costs a third of that. For backward it keeps shares of the softmax or lse, as csrc/cpu/attention.h chooses.
+// costs a third of that. For backward it saves unnormalised softmax weights or lse, as csrc/cpu/attention.h chooses.
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
@@ -51,7 +51,7 @@ AttentionParams params_of(const Tensor& qkv, const Tensor& index, const Tensor& 
   return p;
 }
 
-// out; and shares or lse, if they are wanted, to `kept`.
+// out; and what backward needs, if it is wanted, to `kept`.
 Tensor forward(const Tensor& qkv, const Tensor& index, const Tensor& lengths, double scale, Tensor* kept) {
   AttentionParams p = params_of(qkv, index, lengths, scale);
   const Tensor out = at::empty({p.batch, p.n, p.heads * p.width}, qkv.options());

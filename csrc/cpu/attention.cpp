@@ -1,4 +1,4 @@
-// Attention, a head at a time: everything a head needs lies in a core's own cache, scores for BLOCK queries at a time. The mathematics are in
+// Attention, one head at a time: everything a head needs lies in a core's own cache, scores for BLOCK queries at a time. The mathematics are in
 // kernels/attention/README.md.
 #include "attention_in_bfloat16s.h"
 #include "attention_in_integers.h"
@@ -11,7 +11,7 @@ inline int block_of(int count) {
   return (panels + blocks - 1) / blocks * NR;
 }
 
-// Where all queries are one block, one after the other of a head's matrices is taken to the same memory when it is needed: what a product reads and
+// Where all queries are one block, a head's matrices are copied to the same memory one after the other, when they are needed: what a GEMM reads and
 // writes then fits into the first-level cache.
 template <class T>
 void forward_in_floats(const Head<T>& head) {
@@ -37,7 +37,7 @@ void forward_in_floats(const Head<T>& head) {
   }
 }
 
-// P is what forward kept, or is recomputed from lse; the sums of P dP need no output. Rows that are no token's are not touched.
+// P is what forward saved, or is recomputed from lse; the sums of P dP need no output. Rows that are no token's are not touched.
 template <class T>
 void backward_in_floats(const Head<T>& head) {
   const AttentionParams& params = head.p;

@@ -10,7 +10,7 @@ struct AttentionParams {
   const int64_t* lengths;  // [B], or null: all n are real
   void* out;               // [B, n, H * D]
   float* lse;              // [B, H, n], or null
-  void* shares;            // `shares_of` numbers of the dtype of qkv, or null: what backward needs of the softmax in the place of lse
+  void* shares;            // `shares_of` numbers of the dtype of qkv, or null: unnormalised softmax weights, saved in place of lse
   const void* grad;        // like out; backward only
   void* dqkv;              // [B, L, 3, H, D]; backward only
   int64_t batch, rows, n, heads, width;  // rows: L
@@ -19,8 +19,8 @@ struct AttentionParams {
 
 constexpr int ONE_BLOCK = 80;  // queries that are one block on any processor
 
-// Numbers that shares take, rows padded to whole tiles of any processor, or 0 where lse is kept. They may be no more than the output, which backward
-// does not read, and all queries must be one block.
+// Numbers of unnormalised softmax weights, rows padded to whole tiles of any processor; 0 where lse is saved. They may be no more than the output,
+// which backward does not read, and all queries must be one block.
 inline int64_t shares_of(const AttentionParams& p) {
   const int64_t row = (p.n + 31) / 32 * 32;
   return row <= p.width && p.n <= ONE_BLOCK ? p.batch * p.heads * p.n * row : 0;

@@ -1,6 +1,6 @@
-// A head of bfloat16s whose queries are one block, where the processor itself multiplies pairs of bfloat16s and adds them to floats (AVX-512 BF16).
-// Factors that are tensors are taken as they are; P and dS are rounded to bfloat16, but dS to two of them for dQ: the sum of dS over keys is zero, that of
-// dS rounded is not, and keys may be far from zero. Scores, softmax and its gradient are floats.
+// A head in bfloat16 whose queries are one block, on a processor that multiplies pairs of bfloat16s and adds them to floats (AVX-512 BF16). GEMM
+// factors that are tensors are used as they are; P and dS are rounded to bfloat16. For dQ dS is the sum of two bfloat16s: the sum of dS over keys is
+// zero, that of dS rounded is not, and keys may be far from zero. Scores, softmax and its gradient are floats.
 #pragma once
 
 #include "head.h"
@@ -71,7 +71,7 @@ class HeadInBfloat16s {
     });
   }
 
-  // The product with b, of so many pairs, to rows of a tensor, times `factors` where there are any.
+  // The GEMM with b, of so many pairs, to rows of a tensor, times `factors` where there are any.
   void give_product(Factor<Pair> factor, int depth, Rows<bfloat16> to, const float* factors = nullptr) {
     head.expect(to);
     product_by_rows(count, width, depth, factor, b, width, space,
@@ -132,7 +132,7 @@ class HeadInBfloat16s {
   const int widest = width > columns ? width : columns;
   Room memory{scratch((2 * columns + width + widest) * columns + MR * widest + 2 * V)};
   float *scores = memory.take<float>(columns * columns), *pulls = memory.take<float>(columns * columns);
-  // Factors of one product after the other, in the first-level cache.
+  // Factors of one GEMM after the other, in the first-level cache.
   Pair *a = memory.take<Pair>(columns * widest + V), *b = memory.take<Pair>(columns * width + V);
   float* space = memory.take<float>(MR * widest);
 };

@@ -1,5 +1,5 @@
-// A head of bfloat16s whose queries are one block, with products of integers (integers.h) where a processor is faster at them. Scores, softmax and its
-// gradient are floats. What integers would not represent well is refused, and left to the products of floats in attention.cpp.
+// A head in bfloat16 whose queries are one block, with GEMMs in integers (integers.h) where a processor is faster at them. Scores, softmax and its
+// gradient are floats. What integers would not represent well is refused, and left to the float GEMMs of attention.cpp.
 #pragma once
 
 #include <cmath>
@@ -80,7 +80,7 @@ class HeadInIntegers {
                     [&](int j, const int32_t* sums) { give(sums, row_step[j] * scale, column_step, to + j * columns, columns); });
   }
 
-  // The product with b to rows of a tensor. Whether it is large enough beside its factors' norms for the error of their rounding.
+  // The GEMM with b to rows of a tensor. Whether it is large enough beside its factors' norms for the error of their rounding.
   bool give_product(Factor<Pair> factor, float norm, Norms right, Rows<bfloat16> to) {
     if (!in_range(norm) || !in_range(right.all)) return false;
     vec squares = {};
@@ -97,7 +97,7 @@ class HeadInIntegers {
   const int count = head.count, width = head.width, columns = padded(count), widest = width > BLOCK ? width : BLOCK;
   Room memory{scratch((4 * columns + width + widest) / 2 * columns + (MR + 2) * widest)};
   float *scores = memory.take<float>(columns * columns), *pulls = memory.take<float>(columns * columns);
-  // Factors of one product after the other, in the first-level cache.
+  // Factors of one GEMM after the other, in the first-level cache.
   Pair *a = memory.take<Pair>(columns / 2 * widest), *b = memory.take<Pair>(columns / 2 * width);
   int32_t* space = memory.take<int32_t>(MR * widest);
   float *row_step = memory.take<float>(widest), *column_step = memory.take<float>(widest);

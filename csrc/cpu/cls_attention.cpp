@@ -1,4 +1,4 @@
-// Attention of a few queries among all tokens of an image, an image at a time, and the tokens that go on. kernels/cls_attention/reference.py has the
+// Attention of a few queries among all tokens of an image, one image at a time, and the tokens that go on. kernels/cls_attention/reference.py has the
 // mathematics.
 #include <cmath>
 #include <limits>

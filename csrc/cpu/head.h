@@ -1,4 +1,4 @@
-// One head of one image, and its rows: copied as floats, transposed, asked for ahead, given back.
+// One head of one image, and its rows: copied as floats, transposed, prefetched, written back.
 #pragma once
 
 #include "attention.h"
@@ -38,15 +38,15 @@ struct Head {
   int64_t merged() const { return (b * p.n * p.heads + h) * p.width; }
   float* lse() const { return p.lse + (b * p.heads + h) * p.n; }
 
-  // Shares of the softmax before their division by their sum, [count, columns], if they are kept: at most padded(count) columns.
+  // Unnormalised softmax weights, [count, columns], if they are saved: at most padded(count) columns.
   T* shares() const { return static_cast<T*>(p.shares) + (b * p.heads + h) * p.n * padded(p.n); }
 
-  // Asks for rows that will be copied soon: of this head, or of the next, `next` numbers further.
+  // Prefetches rows that will be copied soon: of this head, or of the next, `next` numbers further.
   void expect(Rows<const T> from, int64_t next = 0) const {
     if (!next || h + 1 < p.heads) ask<0>(from, next);
   }
 
-  // Asks for rows that will be written soon.
+  // Prefetches rows that will be written soon.
   void expect(Rows<T> to) const { ask<1>(to, 0); }
 
   template <int WRITE, class U>
@@ -156,7 +156,7 @@ inline void transposed(const Head<bfloat16>& head, Rows<const bfloat16> from, in
 }
 #endif
 
-// Whether products of pairs of 16-bit numbers, which bfloat16s have on some processors, did it; where they did not, nothing that was written counts.
+// Whether GEMMs on pairs of 16-bit numbers, which some processors have for bfloat16, did it; where they did not, nothing that was written counts.
 template <class T>
 bool forward_in_pairs(const Head<T>&) {
   return false;

@@ -1,4 +1,4 @@
-// Factors of products as pairs of 16-bit integers. A product sums over k: every row of its left factor and every column of its right one, a *line*, is
+// GEMM factors as pairs of 16-bit integers. A GEMM sums over k: every row of its left factor and every column of its right one, a *line*, is
 // rounded to whole multiples of its own step, so that its Euclidean norm is LEVELS of them. By Cauchy and Schwarz no sum then passes LEVELS^2 by much,
 // half of what 32 bits hold, and rounding adds an error of about ERROR times the product of the two lines' norms.
 #pragma once
@@ -133,7 +133,7 @@ inline Norms pairs_of_neighbours(const float* from, int rows, int width, Pair* t
   return lines.norms();
 }
 
-// Integer sums of products of lines, as numbers: a row whose line on the left has this step times columns with those.
+// Integer dot products of lines, as floats: a row whose line on the left has this step times columns with those.
 inline vec number(const int32_t* sums, float row, const float* column) {
   return __builtin_convertvector(load(sums), vec) * (row * load(column));
 }

@@ -1,4 +1,4 @@
-// Products with a frozen matrix, packed once, and what follows them in a Vision Transformer while the result is still in the cache.
+// GEMMs with a frozen matrix, packed once, and their epilogues in a Vision Transformer, applied while the result is still in the cache.
 //
 //   Y[M, N] = epilogue(X[M, K] B[K, N])
 //
@@ -35,7 +35,7 @@ inline int64_t blocks(int64_t k) { return (k + DEPTH - 1) / DEPTH; }
 inline int64_t depth(int64_t k) { return (k + blocks(k) - 1) / blocks(k); }
 inline int64_t panels(int64_t n) { return (n + NR - 1) / NR; }
 
-// What follows the product, for `count` rows of `width` columns, at most NR, from `column` on. sums: row stride NR. WHOLE: width is NR.
+// The epilogue, for `count` rows of `width` columns, at most NR, from `column` on. sums: row stride NR. WHOLE: width is NR.
 template <Epilogue E, Activation A, bool WHOLE>
 inline void finish(const Params& p, int64_t row, int count, int64_t column, int width, const float* sums) {
   const auto read = [width](const float* from, int j) {

@@ -8,9 +8,9 @@ using Range = void (*)(int64_t begin, int64_t end, void* context);
 using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Range function, void* context);
 extern ParallelFor parallel_for;
 
-constexpr double WORTH = 2e6;  // operations that make a thread worth waking: some 20 microseconds
+constexpr double WORTH = 2e6;  // arithmetic operations that make a thread worth waking: some 20 microseconds
 
-// Calls body(begin, end) on parts of [0, count), in as many threads as PyTorch uses and the work is worth. each: operations of one of count.
+// Calls body(begin, end) on parts of [0, count), in as many threads as PyTorch uses and the work is worth. each: arithmetic operations of one of count.
 template <class Body>
 void share(int64_t count, double each, Body body) {
   const double enough = WORTH / each;
@@ -18,7 +18,7 @@ void share(int64_t count, double each, Body body) {
   if (count > 0) parallel_for(0, count, grain, [](int64_t begin, int64_t end, void* context) { (*static_cast<Body*>(context))(begin, end); }, &body);
 }
 
-// Images begin .. end of so many, and the rows (or heads) that are theirs where all images have as many. {0, 1, 1} is everything.
+// Half-open range [begin, end) of `of` images, mapped to their rows or heads, of which every image has as many. {0, 1, 1} is everything.
 struct Part {
   int64_t begin, end, of;
   int64_t first(int64_t count) const { return count * begin / of; }

@@ -1,4 +1,4 @@
-// Small matrix products from a tile of MR x NR accumulators that stays in registers: A[M, K] B[K, N], handed to whoever wants the sums.
+// The micro-kernel of all GEMMs, A[M, K] B[K, N]: a tile of MR x NR accumulators that stays in registers; small GEMMs made of it, whose sums are handed on.
 #pragma once
 
 #include <cstddef>
@@ -64,7 +64,7 @@ template <bool ADD, class T, class S>
   if (count) rows<ADD>(count, columns, depth, a, b, ldb, c, ldc);
 }
 
-// Rows of the product one by one, as row(i, sums): from `space` for MR rows, which never leave the first-level cache.
+// Rows of the result one by one, as row(i, sums): from `space` for MR rows, which never leave the first-level cache.
 template <class T, class S, class Row>
 [[gnu::noinline]] void product_by_rows(int count, int columns, int depth, Factor<T> a, const T* b, ptrdiff_t ldb, S* space, Row row) {
   int first = 0;

@@ -1,5 +1,5 @@
-// Operations one after another on some images at a time: a thread takes its images through all of them, so that nothing waits for the slowest thread
-// between two operations, and what one leaves for the next is still in the core's own cache.
+// A recorded pass: each thread runs the whole recorded sequence of calls on its share of the batch, some images at a time. Nothing waits for the slowest
+// thread between two operations, and what one leaves for the next is still in the core's own cache.
 #include "parallel.h"
 #include "product.h"
 
@@ -12,7 +12,7 @@ struct Call {
 
 }  // namespace
 
-// tokens: of an image; cost: operations of arithmetic of all calls for one image.
+// tokens: of an image; cost: arithmetic operations of all calls for one image.
 extern "C" void smi_run_recording(const Call* calls, int64_t count, int64_t images, int64_t tokens, double cost) {
   const int64_t together = tokens < ROWS ? (ROWS + tokens / 2) / tokens : 1;  // images of about as many rows as an operation passes over at a time
   share(images, cost, [&](int64_t begin, int64_t end) {

@@ -35,8 +35,8 @@ inline void softmax_of(float* scores, int count, int columns, int block, float* 
   }
 }
 
-// Scores [count, columns] to shares of the softmax down each column, before their division by their sum, whose inverse is given too. Queries are
-// columns, so that sums and largest values are of vectors, and no number of a vector is another's. Where wanted: shares in T, lse of `block` columns.
+// Scores [count, columns] to unnormalised softmax weights down each column, and the inverse of their sum. Queries are columns, so that sums and maxima
+// are of whole vectors, without a reduction within one. Where wanted: the weights in T as `shares`, lse of `block` columns.
 template <class T>
 inline void softmax(float* scores, int count, int columns, int block, float* inverse, T* shares, float* lse) {
   int j = 0;
@@ -44,7 +44,7 @@ inline void softmax(float* scores, int count, int columns, int block, float* inv
   if (j < columns) softmax_of<1>(scores, count, columns, block, inverse, shares, lse, j);
 }
 
-// Scores [count, columns] to shares again, by lse of the columns.
+// Scores [count, columns] to weights, by lse of the columns.
 inline void shares_again(float* scores, int count, int columns, const float* lse) {
   for (int j = 0; j < columns; j += V) {
     const vec shift = load(lse + j);
@@ -52,7 +52,7 @@ inline void shares_again(float* scores, int count, int columns, const float* lse
   }
 }
 
-// Shares and dP, both [count, columns], to P, to `scores`, and scale * dS. Shares are divided by their own sum, so that rounded ones, and those of
+// Weights and dP, both [count, columns], to P, to `scores`, and scale * dS. Weights are divided by their own sum, so that rounded ones, and those of
 // scores that are not forward's to the last bit, are a softmax again.
 template <class T>
 inline void softmax_backward(const T* shares, float* scores, float* pulls, int count, int columns, float scale) {

@@ -100,7 +100,7 @@ inline ivec load(const int32_t* p) {
 
 inline void store(int32_t* p, ivec x) { memcpy(p, &x, sizeof x); }
 
-struct Pair {  // two 16-bit numbers that a product takes at once
+struct Pair {  // two 16-bit numbers that one instruction multiplies and adds
   uint16_t first, second;
 };
 

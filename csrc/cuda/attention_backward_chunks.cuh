@@ -1,6 +1,6 @@
 // Attention backward for up to 256 tokens, in one pass over the queries, 64 at a time. A warp owns 16 keys for the whole kernel: their dK and dV
 // stay in its registers. It computes P^T and dS^T, which are already the left factors of dV and dK, and leaves dS^T [n, 64] in shared memory;
-// after a barrier the warps share out that chunk's dQ. Later chunks of q and dO arrive while earlier ones are computed.
+// after a barrier the warps divide that chunk's dQ among them. Later chunks of q and dO arrive while earlier ones are computed.
 #pragma once
 
 #include "attention_backward.cuh"
@@ -83,7 +83,7 @@ DEVICE void block_of_keys(float (&b_dk)[BD / 16][2][4], float (&b_dv)[BD / 16][2
     accumulate<T, BD>(b_dk, b_a, s_q, i_q * TILE, at.lane);
 }
 
-// dQ of the chunk's tiles [i_q, last): blocks of [16, BC] shared out among the warps. Leaves them in s_q, which the chunk needs no more.
+// dQ of the chunk's tiles [i_q, last): blocks of [16, BC] divided among the warps. Leaves them in s_q, which the chunk needs no more.
 template <class T, int BD>
 DEVICE void chunk_of_queries(const AttentionParams& p, const Place& at, uint32_t s_q, uint32_t s_k, uint32_t s_ds, int i_q, int last) {
     constexpr int BC = BD % 32 == 0 ? 32 : 16;

@@ -1,7 +1,7 @@
 // Attention backward for up to 64 tokens: a head's whole [n, n] matrices P and dS pass through shared memory once.
 // The number of tiles is known to the compiler: nothing is padded beyond 16 tokens, and no register is kept for more.
 // First each warp owns 16 queries: it has their whole strip of P and dP in registers, so delta needs neither the output nor a second pass, and
-// dQ follows at once. Then each warp owns 16 keys and reads P and dS by columns: dV and dK. Five products in all, nothing computed twice.
+// dQ follows at once. Then each warp owns 16 keys and reads P and dS by columns: dV and dK. Five GEMMs in all, nothing computed twice.
 #pragma once
 
 #include "attention_backward.cuh"

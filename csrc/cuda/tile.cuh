@@ -36,13 +36,13 @@ struct Tile {
     static DEVICE uint32_t right(uint32_t tile, int row, int chunk, int lane) {
         return move(tile + row * ROW + at(0, lane % 8 + lane / 16 * 8, lane / 8 % 2), chunk);
     }
-    // Where this lane's two neighbouring numbers of a product's result [16, 16] go: quarter 1 is below quarter 0, 2 right of it.
+    // Where this lane's two neighbouring numbers of an mma result [16, 16] go: quarter 1 is below quarter 0, 2 right of it.
     static DEVICE uint32_t pair(uint32_t tile, int row, int chunk, int quarter, int lane) {
         return move(tile + (row + quarter % 2 * 8) * ROW + at(0, lane / 4, 0) + lane % 4 * 4, chunk + quarter / 2);
     }
 };
 
-// a [16, 16] of a product is rows of the tile;  a^T is;  b^T [8 + 8, 16] is;  b [16, 8 + 8] is.
+// a [16, 16] of an mma is rows of the tile;  a^T is;  b^T [8 + 8, 16] is;  b [16, 8 + 8] is.
 template <int BD>
 DEVICE void load_a(uint32_t (&a)[4], uint32_t tile, int row, int chunk, int lane) { load_matrices(a, Tile<BD>::down(tile, row, chunk, lane)); }
 template <int BD>
@@ -63,7 +63,7 @@ DEVICE void mma_pair(float (&c)[2][4], const uint32_t (&a)[4], const uint32_t (&
     mma<T>(c[1], a, b[2], b[3]);
 }
 
-// A result [16, 16] rounded: already the fragment a of a next product.
+// A result [16, 16] rounded: already the fragment a of the next mma.
 template <class T>
 DEVICE void as_a(uint32_t (&a)[4], const float (&c)[2][4]) {
     a[0] = pack<T>(c[0][0], c[0][1]);
