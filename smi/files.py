@@ -1,12 +1,13 @@
 """Files are replaced whole or not at all; folders for output hold nothing that the caller would lose."""
 
 import json
-import os
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
+from .csrc.cache import replace_file
 from .errors import InputError
+
+__all__ = ["output_folder", "replace_file", "write_json", "write_text"]
 
 
 def output_folder(folder: str | Path, force: bool = False) -> Path:
@@ -28,19 +29,6 @@ def output_folder(folder: str | Path, force: bool = False) -> Path:
     except OSError as error:
         raise InputError(f"output folder {folder} cannot be written ({error.strerror}): choose another") from error
     return folder
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path) and move the result to `path` in one step; nothing is left behind where that fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # the user's permissions, which some writers narrow
-        write(temporary)
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..kernels.layers import cpp, dispatched
-from ..kernels.layers.recorded_pass import recorded
+from ..kernels.layers.recorded_pass import record
 from ..kernels.versions import backend
 from ..models.vit import Norm, ViT
 from .block_layers import BlockLayers, backward_heads, normalise_heads
@@ -114,7 +114,7 @@ class Fused:
             return layers()
         if key not in recordings or recordings[key].x is not x:
             recordings.pop(key, None)
-            recordings[key] = RecordedLayers(x, *recorded(layers, len(x), tokens))
+            recordings[key] = RecordedLayers(x, *record(layers, len(x), tokens))
         recordings[key].recording.run()
         return recordings[key].result
 
@@ -129,7 +129,7 @@ class Fused:
         vit, trunk = self.vit, TrunkPass()
         shape = batch, tokens, _ = x.shape
         width, hidden = vit.blocks[0].proj.weight.shape[1], vit.blocks[0].fc1.weight.shape[0]
-        save_activation, save_attended = save and not self.mode.recompute, self.family.Attention.keeps_output
+        save_activation, save_attended = save and not self.mode.recompute, self.family.Attention.saves_output
         if self.norm_pre:
             y, *statistics = self.norm_pre.forward(x, workspace("x pre", *shape))
             trunk.norm_pre, x = (x, *statistics), y
@@ -177,7 +177,7 @@ class Fused:
             saved_activation = saved.activation
             if saved_activation is None:
                 y, *_ = block.norm2.forward(saved.mid, workspace("y", *shape))
-                saved_activation = block.fc1.again(y, activation, workspace("activation", *shape[:2], hidden))
+                saved_activation = block.fc1.recompute_saved(y, activation, workspace("activation", *shape[:2], hidden))
             grad_h = block.fc2.backward_activation(grad, saved_activation, activation, workspace("a", *shape[:2], hidden))
             grad_y = block.fc1.backward(grad_h, workspace("grad y", *shape))
             grad = block.norm2.backward(grad_y, grad, saved.mid, *saved.norm2, workspace("grad mid", *shape))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..kernels.layers.recorded_pass import Recording
+from ..kernels.layers.recorded_pass import RecordedPass
 from ..models.vit import ViT
 
 
@@ -48,7 +48,7 @@ class RecordedLayers(NamedTuple):
 
     x: Tensor
     result: Any
-    recording: Recording
+    recording: RecordedPass
 
 
 class HeadNorm(NamedTuple):

@@ -286,7 +286,7 @@ def test_a_place_that_cannot_be_written(runs, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("smi.files.os.replace", full)
+    monkeypatch.setattr("smi.csrc.cache.os.replace", full)
     fails(capsys, ["report", runs / "smi", "-o", tmp_path / "out"], 1, "No space left on device")
     assert list((tmp_path / "out" / "report").iterdir()) == []
 
