@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python -m
 
-.PHONY: help demo test lint kernels bench bench-quick bench-check tables gpu gpu-tune cpu-attention teacher clean
+.PHONY: help demo test test-fast lint kernels bench bench-quick bench-check tables gpu gpu-tune cpu-attention teacher clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -19,6 +19,9 @@ demo: $(VENV)/installed ## invert the embedded digits teacher with every method,
 
 test: $(VENV)/installed ## run all tests, kernels in Triton's interpreter where there is no GPU
 	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist worksteal --quiet --durations 10
+
+test-fast: $(VENV)/installed ## the tests worth running at every save (under 90 s on two cores): those marked fast
+	OMP_NUM_THREADS=1 $(RUN) pytest -m "fast and not slow" --numprocesses 2 --dist worksteal --quiet
 
 lint: $(VENV)/installed ## check style with ruff
 	$(RUN) ruff check .

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"tests": "tests", "bench": "bench", "smi": "smi", "kernels": "smi.kernels", "csrc": "smi.csrc"}  # folder to module, importer first
 FILES_IN_A_FOLDER, LINES_IN_A_FILE, LINES_IN_A_FUNCTION = 16, 400, 60

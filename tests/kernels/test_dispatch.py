@@ -7,6 +7,8 @@ from smi.csrc.cache import cache_folder
 from smi.kernels import dispatch, verification, versions
 from smi.kernels.verification import Verdict
 
+pytestmark = pytest.mark.fast
+
 X = torch.ones(2, 8)
 ARGS = (X, torch.ones(8), None, 1e-6, None)
 

@@ -8,6 +8,8 @@ from smi.kernels.comparison import relative_error
 from smi.models.vit import describe
 from tests.conftest import small_vit
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_triton_carries_a_whole_pass(recompute, monkeypatch, device):

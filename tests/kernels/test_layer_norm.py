@@ -7,6 +7,8 @@ from smi.kernels.layer_norm import layer_norm
 from smi.kernels.layer_norm.reference import layer_norm as definition
 from tests.kernels import checks
 
+pytestmark = pytest.mark.fast
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -13,6 +13,8 @@ from smi.engine import forward
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import describe
 
+pytestmark = pytest.mark.fast
+
 
 def meta(name, **options):
     with torch.device("meta"):

@@ -14,6 +14,8 @@ from smi.errors import InputError
 from smi.teachers import digits
 from tests.conftest import small_vit
 
+pytestmark = pytest.mark.fast
+
 PLAIN = Sizes(3, (8, 8), (0.0,) * 3, (1.0,) * 3, 3)
 CIFAR10 = Path(os.environ.get("SMI_CIFAR10") or Path(__file__).parents[3] / "shared" / "data" / "cifar10")
 needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not here: set SMI_CIFAR10 to its folder")

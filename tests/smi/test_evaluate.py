@@ -15,6 +15,8 @@ from smi.images.readers import DenseFillWarning
 from smi.images.sparse_images import SparseImages
 from tests.conftest import small_vit
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(scope="module")
 def pri():

@@ -9,6 +9,8 @@ import pytest
 
 import smi
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -12,6 +12,8 @@ from bench.gates import exact, judging, ratios
 from bench.measuring.record import BASELINE
 from smi.kernels.timing import Quantiles, quantiles
 
+pytestmark = pytest.mark.fast
+
 MINE, OTHER = 0.1, 0.3  # seconds of the two sides
 TRIALS = 60
 

@@ -9,7 +9,7 @@ from smi.kernels.linear_gelu.reference import ACTIVATIONS, linear_gelu
 from smi.kernels.linear_residual.reference import linear_residual
 from tests.kernels import checks
 
-pytestmark = pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")
+pytestmark = [pytest.mark.fast, pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")]
 SIZES = [(1, 1, 1), (5, 7, 3), (47, 64, 64), (48, 257, 33), (99, 192, 130), (197, 768, 100), (13, 1100, 40), (300, 40, 17)]  # rows, k, m
 
 

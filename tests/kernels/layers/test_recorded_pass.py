@@ -7,7 +7,7 @@ from smi.csrc import host
 from smi.kernels.layers.cpp import Attention, Linear, Norm
 from smi.kernels.layers.recorded_pass import record
 
-pytestmark = pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")
+pytestmark = [pytest.mark.fast, pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")]
 TOKENS, WIDTH = 13, 48
 
 

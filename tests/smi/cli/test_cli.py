@@ -20,6 +20,8 @@ from smi.models.vit import describe
 from smi.teachers import digits
 from tests.conftest import fails
 
+pytestmark = pytest.mark.fast
+
 ROOT = Path(__file__).parents[3]
 QUICK = ["--num-images", "4", "--iterations", "14"]
 SMALL = "vit_tiny_patch16_224"

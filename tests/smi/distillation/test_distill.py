@@ -25,6 +25,8 @@ from smi.teachers import digits
 from tests.conftest import VARIANTS, small_vit
 from tests.smi.distillation.distilling import QUICK, make_images
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def images():

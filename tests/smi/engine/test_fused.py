@@ -14,6 +14,8 @@ from smi.kernels.layers import cpp, dispatched
 from smi.models.vit import describe
 from tests.conftest import small_vit
 
+pytestmark = pytest.mark.fast
+
 AUGMENTATION = torch.tensor([-3, 2, 1], dtype=torch.int32)
 
 

@@ -8,6 +8,8 @@ import smi
 from smi.errors import InputError
 from tests.conftest import small_vit
 
+pytestmark = pytest.mark.fast
+
 
 def plain(model, images, index):
     """timm's modules on the CLS token and the patches of index [B, 1 + n], and the last block's attention [B, H, T, T]."""

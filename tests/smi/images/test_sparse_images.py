@@ -16,6 +16,8 @@ from smi.images.export import export_png, export_webdataset
 from smi.images.sparse_images import SparseImages
 from smi.images.storage import MANIFEST, Writer
 
+pytestmark = pytest.mark.fast
+
 
 def make(m=4, n=3, channels=2, p=2, grid=(2, 3), seed=0, **provenance):
     generator = torch.Generator().manual_seed(seed)

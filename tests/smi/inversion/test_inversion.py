@@ -15,6 +15,8 @@ from smi.inversion.schedules import Event, Schedule
 from smi.models.vit import describe
 from tests.conftest import small_vit
 
+pytestmark = pytest.mark.fast
+
 QUICK = {"iterations": 12, "progress": False}
 
 

@@ -15,6 +15,8 @@ from smi.inversion.settings import Settings
 from smi.models.vit import describe
 from tests.conftest import small_vit
 
+pytestmark = pytest.mark.fast
+
 QUICK = {"iterations": 8, "progress": False}
 
 

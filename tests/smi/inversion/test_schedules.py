@@ -5,6 +5,8 @@ import pytest
 from smi.errors import InputError
 from smi.inversion.schedules import Event, Schedule, dense, make_schedule, patch_rebirth, scale_events, sparse
 
+pytestmark = pytest.mark.fast
+
 
 def actives(schedule):
     return [stage.active for stage in schedule.stages()]

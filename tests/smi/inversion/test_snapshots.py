@@ -9,6 +9,8 @@ from smi.images.patches import to_patches
 from smi.inversion.schedules import make_schedule
 from smi.inversion.snapshots import FILE, load_progress, moments
 
+pytestmark = pytest.mark.fast
+
 QUICK = {"num_images": 4, "iterations": 9, "batch_size": 1, "progress": False}
 
 

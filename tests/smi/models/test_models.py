@@ -10,6 +10,8 @@ from smi.errors import InputError
 from smi.models.vit import describe
 from tests.conftest import small_vit
 
+pytestmark = pytest.mark.fast
+
 
 def all_patches(vit, batch):
     return torch.arange(vit.num_patches).expand(batch, -1)

@@ -10,6 +10,8 @@ pytest.importorskip("sklearn")
 
 from smi.teachers.train_digits import CONFIG, accuracy, load_digits, train  # noqa: E402
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(scope="module")
 def test_split():
