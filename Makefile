@@ -2,8 +2,10 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python -m
+OPERATIONS = $(patsubst kernels/%/op.py,smi.kernels.%,$(wildcard kernels/*/op.py))
+API = smi smi.importance smi.losses smi.distillation smi.quantization $(OPERATIONS)
 
-.PHONY: help demo test test-fast lint kernels bench bench-quick bench-check tables gpu gpu-tune cpu-attention teacher clean
+.PHONY: help demo test test-fast lint docs package kernels bench bench-quick bench-check tables gpu gpu-tune cpu-attention teacher clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -17,15 +19,24 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt
 demo: $(VENV)/installed ## invert the embedded digits teacher with every method, use the images: table and report
 	$(RUN) smi demo --output out/demo --force
 
-test: $(VENV)/installed ## run all tests, kernels in Triton's interpreter where there is no GPU
+test: $(VENV)/installed ## all tests (about 20 minutes on two cores); Triton kernels run in its interpreter where there is no GPU
 	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist worksteal --quiet --durations 10
 
-test-fast: $(VENV)/installed ## the tests worth running at every save (under 90 s on two cores): those marked fast
+test-fast: $(VENV)/installed ## the tests worth running at every save (under 90 s on two cores)
 	OMP_NUM_THREADS=1 $(RUN) pytest -m "fast and not slow" --numprocesses 2 --dist worksteal --quiet
 
-lint: $(VENV)/installed ## check style with ruff
+lint: $(VENV)/installed ## check style and format with ruff, types with mypy
 	$(RUN) ruff check .
-	$(RUN) ruff format --check smi tests/smi
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+docs: $(VENV)/installed ## the API site from the docstrings, in out/api; fails on a warning
+	$(VENV)/bin/python -W error::UserWarning -m pdoc --template-directory docs/api --output-directory out/api $(API)
+
+package: $(VENV)/installed ## source distribution and wheel in dist/, metadata checked
+	rm -rf dist
+	$(RUN) build --outdir dist
+	$(RUN) twine check --strict dist/*
 
 kernels: $(VENV)/installed ## what the compiler makes of every kernel: registers, spills, shared memory, instructions
 	$(RUN) bench.gates.compiled
@@ -36,7 +47,7 @@ bench: $(VENV)/installed ## ours beside eager and torch.compile: steps, whole ru
 bench-quick: $(VENV)/installed ## the key figures (2 minutes)
 	$(RUN) bench.run --quick
 
-bench-check: $(VENV)/installed ## fail if something regressed: FLOPs, bytes kept, compiled kernels, speed-ups against the committed baselines
+bench-check: $(VENV)/installed ## fail if something regressed: FLOPs, saved activations, compiled kernels, speed-ups, against the committed baselines
 	$(RUN) bench.check
 
 tables: $(VENV)/installed ## render the measured tables of README and docs from the rows in bench/results
@@ -54,5 +65,5 @@ cpu-attention: $(VENV)/installed ## attention on the CPU beside PyTorch's own
 teacher: $(VENV)/installed ## train the embedded digits teacher again (about ten minutes on two cores)
 	$(RUN) smi.teachers.train_digits
 
-clean: ## remove the environment and build products
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+clean: ## remove the environment, build products and caches
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .benchmarks
