@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,7 @@ def distill(
     device: str | torch.device | None = None,
     progress: bool = True,
     on_step: Callable[[int, float], None] | None = None,
-    **options,
+    **options: Any,
 ) -> Distilled:
     """Train a copy of `student` to answer sparse images as `teacher` does.
 
@@ -121,7 +122,10 @@ class _Distillation:
             "source": getattr(images, "about", None),
             "evaluation": None if evaluation is None else len(evaluation[1]),
         }
-        self.step, self.seconds, self.curve, self.best, self.best_weights, self.worse = 0, 0.0, [], None, {}, 0
+        self.step, self.seconds, self.worse = 0, 0.0, 0
+        self.curve: list[dict] = []
+        self.best: Any = None  # a row of the curve, once there is one
+        self.best_weights: dict[str, Tensor] = {}
 
     def _check_models(self) -> None:
         """Raise InputError where images, teacher and student do not fit one another."""
@@ -146,7 +150,7 @@ class _Distillation:
                 f"evaluation labels must lie from 0 to {self.read_student.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}"
             )
         try:
-            self._accuracy(limit=1)
+            self._accuracy(self.evaluation, limit=1)
         except (RuntimeError, AssertionError, ValueError) as error:
             raise InputError(f"the student cannot take the evaluation images {list(images.shape[1:])}: {str(error).splitlines()[0]}") from error
 
@@ -224,7 +228,7 @@ class _Distillation:
             "loss": loss,
             "kl": float(divergence(mine, wanted, self.settings.temperature)),
             "agreement": (mine.argmax(1) == wanted.argmax(1)).double().mean().item(),
-            "accuracy": None if self.evaluation is None else self._accuracy(),
+            "accuracy": None if self.evaluation is None else self._accuracy(self.evaluation),
         }
         self.curve.append(row)
         if self.best is None or row["kl"] < self.best["kl"]:

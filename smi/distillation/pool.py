@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ Source = SparseImages | Callable[[int], SparseImages] | Iterator[SparseImages]
 class Pool:
     """The images in use. With a folder, those of a refreshed pool are saved there, so that a killed run need not make them again."""
 
-    def __init__(self, source: Source, refresh_every: int | None, holdout: float, seed: int, folder: Path | None):
+    def __init__(self, source: Source, refresh_every: int | None, holdout: float, seed: int, folder: Path | None) -> None:
         if isinstance(source, SparseImages) and refresh_every is not None:
             raise InputError("refreshing needs a source of new images: a function of the round, or an iterator such as smi.invert_batches gives")
         if not isinstance(source, SparseImages) and not callable(source) and not hasattr(source, "__next__"):
@@ -60,15 +61,15 @@ class Pool:
             except InputError:
                 pass  # half written when the run was killed: made again
             shutil.rmtree(folder)
-        images = _checked(self._drawn(number))
+        images = _checked(self._drawn(self.source, number))
         if folder is not None:
             replace(images, provenance={**images.provenance, "complete": True}).save(folder)
         return images
 
-    def _drawn(self, number: int) -> SparseImages:
-        if callable(self.source):
-            return self.source(number)
-        for images in self.source:  # an iterator starts from its beginning when a run is resumed
+    def _drawn(self, source: Callable[[int], SparseImages] | Iterator[SparseImages], number: int) -> SparseImages:
+        if callable(source):
+            return source(number)
+        for images in source:  # an iterator starts from its beginning when a run is resumed
             self.drawn += 1
             if self.drawn > number:
                 return images
@@ -86,7 +87,7 @@ class Pool:
 class Inversion:
     """A source of images: round k inverts the model with seed + k and these settings of `smi.invert`."""
 
-    def __init__(self, model: nn.Module, *, seed: int = 0, **settings):
+    def __init__(self, model: nn.Module, *, seed: int = 0, **settings: Any) -> None:
         self.model, self.seed, self.settings = model, seed, settings
         self.about = {"seed": seed, **{name: value for name, value in settings.items() if isinstance(value, str | int | float | list)}}
 

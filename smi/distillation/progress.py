@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 from ..console import PLAIN_EVERY, make_progress_bar
 
@@ -9,9 +10,9 @@ from ..console import PLAIN_EVERY, make_progress_bar
 class TrainingProgress:
     """A context manager; called with the number of steps done and what to say about them."""
 
-    def __init__(self, title: str, total: int, done: int, shown: bool = True):
+    def __init__(self, title: str, total: int, done: int, shown: bool = True) -> None:
         self.title, self.total, self.first, self.shown = title, total, done, shown
-        self.bar = None
+        self.bar: Any = None
 
     def __enter__(self) -> "TrainingProgress":
         self.began = self.last = time.monotonic()
@@ -21,7 +22,7 @@ class TrainingProgress:
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, state="")
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self.bar is not None:
             self.bar.__exit__(*error)
 

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from ..models.by_name import load_model
 from ..models.vit import describe
 from ..random_streams import generator
 
-SMALL = {"embed_dim": 64, "depth": 3, "num_heads": 4}
+SMALL: dict[str, Any] = {"embed_dim": 64, "depth": 3, "num_heads": 4}
 
 
 def make_student(
@@ -30,7 +31,7 @@ def make_student(
     if name in ("teacher", "small") and (checkpoint or pretrained):
         raise InputError(f"the student '{name}' takes no checkpoint and no pretrained weights")
     if name == "teacher":
-        return partly_fresh(teacher, len(teacher.blocks) if fresh_blocks is None else fresh_blocks, seed)
+        return partly_fresh(teacher, _depth(teacher) if fresh_blocks is None else fresh_blocks, seed)
     if name == "small":
         return small_student(teacher, seed)
     if checkpoint or pretrained:
@@ -52,9 +53,9 @@ def small_student(teacher: nn.Module, seed: int = 0, **options) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     vit = describe(teacher)
-    given = {"img_size": vit.image_size, "patch_size": vit.patch_size, "in_chans": vit.channels, "num_classes": vit.num_classes}
+    given: dict[str, Any] = {"img_size": vit.image_size, "patch_size": vit.patch_size, "in_chans": vit.channels, "num_classes": vit.num_classes}
     with _seeded(seed):
-        student = VisionTransformer(**{**given, **SMALL, **options})
+        student: Any = VisionTransformer(**{**given, **SMALL, **options})
     student.pretrained_cfg = {"architecture": "small", "mean": vit.mean, "std": vit.std, "flip": vit.flip}
     return student.eval()
 
@@ -90,9 +91,9 @@ def _untrained(name: str, teacher: nn.Module) -> nn.Module:
     if not timm.is_model(name):
         return load_model(name)  # a folder, or an error that suggests a name
     vit = describe(teacher)
-    options = {"num_classes": vit.num_classes, "in_chans": vit.channels}
+    options: dict[str, Any] = {"num_classes": vit.num_classes, "in_chans": vit.channels}
     try:
-        student = timm.create_model(name, **options, img_size=vit.image_size)
+        student: Any = timm.create_model(name, **options, img_size=vit.image_size)
     except TypeError:  # convolutional networks take any size
         student = timm.create_model(name, **options)
     except (AssertionError, RuntimeError, ValueError) as error:

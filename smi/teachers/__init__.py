@@ -13,14 +13,14 @@ from torch import nn
 FOLDER = Path(__file__).parent
 WEIGHTS = FOLDER / "digits.safetensors"
 RECORD = FOLDER / "digits.json"
-ARCHITECTURE = {"img_size": 32, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 96, "depth": 4, "num_heads": 3}
+ARCHITECTURE: dict[str, Any] = {"img_size": 32, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 96, "depth": 4, "num_heads": 3}
 
 
 def untrained_digits(mean: float, std: float) -> nn.Module:
     """The digits architecture with untrained weights; mean and std of the training pixels as fractions of white."""
     from timm.models.vision_transformer import VisionTransformer
 
-    model = VisionTransformer(**ARCHITECTURE)
+    model: Any = VisionTransformer(**ARCHITECTURE)
     model.pretrained_cfg = {"architecture": "digits", "mean": (mean,), "std": (std,), "flip": False}  # a mirrored digit is another sign
     return model
 
