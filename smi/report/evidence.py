@@ -176,7 +176,7 @@ def _speedup(evidence: Evidence, place: Place) -> list[Part]:
     timed = [row for row in evidence.cells if evidence.speedups(row)]
     if not timed:
         return []
-    series = {"measured": [statistics.mean(evidence.speedups(row)) for row in timed]}
+    series: dict[str, list[float | None]] = {"measured": [statistics.mean(evidence.speedups(row)) for row in timed]}
     predicted = [_predicted(evidence, row) for row in timed]
     if any(value is not None for value in predicted):
         series["predicted by FLOPs"] = predicted
@@ -255,7 +255,7 @@ def _ours(evidence: Evidence) -> Ours:
         return statistics.mean(values) if values else None
 
     quantised = {row: (mean_of(row, "w4a8"), mean_of(row, "w8a8")) for row in rows if mean_of(row, "w8a8") is not None}
-    transfer = {row: mean_of(row, "copy") for row in rows if mean_of(row, "copy") is not None}
+    transfer = {row: value for row in rows if (value := mean_of(row, "copy")) is not None}
     full = [value for row in rows for value in evidence.values(row, "full")]
     if full:
         quantised = {"full": (statistics.mean(full),) * 2, **quantised} if quantised else {}

@@ -143,7 +143,7 @@ def recognition_parts(result: Result, place: Place) -> list[Part]:
     if found is None:
         return [result.judged]
     rows = [_row("all images", found.teacher)]
-    if len(found.stages) > 1:
+    if found.random is not None:
         rows += [_row(f"stage {stage} of {len(found.stages)}", values) for stage, values in enumerate(found.stages, start=1)]
         rows.append(_row("patches at random", found.random))
     columns = ["read by the model", "images", "agree with their label", "confidence", "cross-entropy"]
@@ -151,7 +151,7 @@ def recognition_parts(result: Result, place: Place) -> list[Part]:
         " Patches at random: as many patches, drawn from everything that the same trajectory emitted." if found.random else ""
     )
     parts: list[Part] = [result.judged, Table("Recognition by the model", columns, rows, note)]
-    if len(found.stages) > 1:
+    if found.random is not None:
         levels = found.random.agreement, found.random.confidence
         path = plots.plot_stages([s.agreement for s in found.stages], [s.confidence for s in found.stages], levels, place("recognition"))
         caption = (

@@ -71,7 +71,8 @@ def variety(images: SparseImages, count: int) -> SparseImages:
 
 def picture_grid(rows: Sequence[tuple[str, SparseImages]], path: str | Path, *, title: str | None = None) -> Path:
     """A PNG with one row of images per (title, images); labels above the images of the first row and wherever they change. Returns the path."""
-    lines, above = [], []
+    lines: list[tuple[str, Tensor, list[str]]] = []
+    above: list[str] = []
     for name, images in rows:
         labels = [str(label) for label in images.labels.tolist()]
         lines.append((name, to_rgb(images), labels if labels != above else []))
