@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +121,7 @@ def worth(teacher: nn.Module, images: SparseImages, real: tuple[Tensor, Tensor],
         found["notes"].append(f"The quantised accuracy is left out: {error}.")
     if transfer_steps:
         student, every = partly_fresh(teacher, FRESH_BLOCKS, seed), max(1, transfer_steps // 2)
-        options = {"preset": "adamw", "steps": transfer_steps, "batch_size": STUDENT_BATCH, "eval_every": every, "seed": seed}
+        options: dict[str, Any] = {"preset": "adamw", "steps": transfer_steps, "batch_size": STUDENT_BATCH, "eval_every": every, "seed": seed}
         found["transfer"] = distill(teacher, student, images, evaluation=real, progress=False, **options).accuracy
     return found
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -46,8 +47,9 @@ def demo(
     if isinstance(transfer_steps, bool) or not isinstance(transfer_steps, int) or transfer_steps < 0:
         raise InputError(f"transfer_steps must be a whole number of at least 0, got {transfer_steps}")
     folder = output_folder(folder, force)
-    teacher, common = digits(), {"force": force, "labels": range(10), "seed": seed, "progress": progress}
-    options = {"iterations": iterations, "batch_size": BATCH_SIZE, "tv_weight": TV_WEIGHT}
+    teacher = digits()
+    common: dict[str, Any] = {"force": force, "labels": range(10), "seed": seed, "progress": progress}
+    options: dict[str, Any] = {"iterations": iterations, "batch_size": BATCH_SIZE, "tv_weight": TV_WEIGHT}
     rows, made = compare(teacher, METHODS, num_images=num_images, output=folder, **options, **common)
     picture = picture_grid(_picture_rows(made), folder / "demo.png", title="Digits synthesised from the embedded teacher, without data")
     table = [asdict(row) for row in rows]
