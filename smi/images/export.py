@@ -1,6 +1,7 @@
 """Sparse images for others: PNG files to look at, WebDataset shards to train from."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,7 @@ def _remove_others(folder: Path, pattern: str, kept: list[Path]) -> None:
         path.unlink()
 
 
-def _write(path: Path, write) -> None:
+def _write(path: Path, write: Callable[..., object]) -> None:
     try:
         replace_file(path, write)
     except OSError as error:

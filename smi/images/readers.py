@@ -40,7 +40,7 @@ class Reader:
         return self.model(self._renormalised(dense, 1))
 
     def _renormalised(self, pixels: Tensor, channel: int) -> Tensor:
-        if self.scale is None:
+        if self.scale is None or self.shift is None:
             return pixels
         shape = [1] * pixels.ndim
         shape[channel] = -1
@@ -104,7 +104,7 @@ def _statistics(model: nn.Module, images: SparseImages) -> tuple[Tensor | None, 
 def _classes(made: Reader, images: SparseImages, role: str) -> int:
     """Width of the model's answer to one image."""
     one = images[:1].to(next(made.model.parameters()).device)
-    probe = made if made.sparse else Reader(copy.deepcopy(made.model).eval(), *(getattr(made, f) for f in ("grid", "sparse", "scale", "shift")), 0)
+    probe = made if made.sparse else replace(made, model=copy.deepcopy(made.model).eval())
     try:
         with torch.no_grad():
             logits = probe(one.patches.float(), one.index)

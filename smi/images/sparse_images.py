@@ -33,7 +33,7 @@ class SparseImages:
     std: tuple[float, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.patches.ndim != 5 or self.patches.shape[3] != self.patches.shape[4]:
             raise InputError(f"patches must be [M, n, C, p, p], got {list(self.patches.shape)}")
         m, n = self.patches.shape[:2]
@@ -135,7 +135,7 @@ class SparseImages:
                 if mine != other:
                     raise InputError(f"images of different {name} cannot be concatenated: {_plain(mine)} and {_plain(other)}")
         same_run = all(part.provenance == first.provenance for part in parts)
-        tensors = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
+        tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
         if not same_run:
             starts = accumulate((_span(part) for part in parts[:-1]), initial=0)
             tensors["trajectory"] = torch.cat([part.trajectory + start for part, start in zip(parts, starts, strict=True)])
@@ -150,14 +150,14 @@ def _span(images: SparseImages) -> int:
     return int(images.trajectory.max()) + 1 if len(images) else 0
 
 
-def _plain(value) -> Any:
+def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, torch.Size) else value
 
 
 class SparseDataset(Dataset):
     """(patches [n, C, p, p], index int64 [n], label int) of each sparse image."""
 
-    def __init__(self, images: SparseImages):
+    def __init__(self, images: SparseImages) -> None:
         self.images = images
 
     def __len__(self) -> int:
