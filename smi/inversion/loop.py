@@ -8,6 +8,7 @@ Dense, SMI and PRI differ only by their schedule. Pixels of patches that left ar
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +89,7 @@ def run_batches(run: Run, on_iteration: Callable[[Iteration], None] | None = Non
     for batch, start in enumerate(starts):
         trajectories = range(start, min(start + run.batch_size, len(run.labels)))
 
-        def report(iteration, loss, active, images, index, labels, batch=batch):
+        def report(iteration: int, loss: Tensor, active: int, images: Tensor, index: Tensor, labels: Tensor, batch: int = batch) -> None:
             if on_iteration is not None:
                 seconds = time.perf_counter() - began
                 on_iteration(Iteration(batch, len(starts), iteration, run.schedule.iterations, loss, active, seconds, images, index, labels))
@@ -99,7 +100,7 @@ def run_batches(run: Run, on_iteration: Callable[[Iteration], None] | None = Non
             if not ran_out(error):
                 raise
             traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
-            raise out_of_memory(run.vit, run.schedule, len(trajectories), fused=run.fused and run.fused.mode) from error
+            raise out_of_memory(run.vit, run.schedule, len(trajectories), fused=run.fused.mode if run.fused else None) from error
         part = part[: min(left, len(part))]
         left -= len(part)
         yield part
@@ -121,11 +122,11 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
             continue  # noise, which nothing moves
         step = Step(
             run.fused or vit, images, moments, labels, index, run.losses, low, high,
-            lr=run.settings.lr, betas=run.settings.betas, update=run.settings.update, chunk=run.chunk,
+            lr=run.settings.lr, betas=run.settings.betas, update=run.settings.update, chunk=run.chunk,  # type: ignore[arg-type]  # completed
         )  # fmt: skip
         runner = Runner(step, table, curve, stage.start)
         for t in range(stage.start, stage.stop):
-            ranked = images.clone() if t == stage.stop - 1 and stage.event is not None else None
+            ranked: Any = images.clone() if t == stage.stop - 1 and stage.event is not None else None
             runner()
             if runner.graph is None or t == stage.stop - 1:  # a captured stage is looked at when it is over
                 _refuse_diverged(curve[stage.start : t + 1], stage.start, trajectories)
@@ -135,7 +136,7 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
             index, leaving = _split(run, stage.event, snapshot)
             if stage.event.fate == "emit":
                 emitted.append((take_rows(to_patches(images, vit.patch_size), leaving), leaving))
-        runner = step = snapshot = ranked = None  # the memory of a stage is free before the next one takes its own
+        runner = step = snapshot = ranked = None  # type: ignore[assignment]  # the memory of a stage is free before the next one takes its own
     emitted.append((take_rows(to_patches(images, vit.patch_size), index), index))
     return _collect(run, trajectories, emitted)
 

@@ -5,6 +5,7 @@ The default is cross-entropy plus total variation (docs/methods.md). A user's ow
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,7 +27,7 @@ def total_variation(weight: float = TV_WEIGHT) -> Loss:
     def loss(images: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         return weight * tv_norms(images).sum()
 
-    loss.tv_weight = weight  # by which the fused engine knows it
+    loss.tv_weight = weight  # type: ignore[attr-defined]  # by which the fused engine knows it
     return loss
 
 
@@ -40,6 +41,6 @@ def needs_attention_outputs(loss: Loss) -> bool:
     return getattr(loss, "needs", None) == "attention_outputs"
 
 
-def total(losses: Sequence[Loss], images: Tensor, logits: Tensor, labels: Tensor, attention_outputs: list[Tensor] | None) -> Tensor:
-    """The sum of all terms."""
+def total(losses: Sequence[Loss], images: Tensor, logits: Tensor, labels: Tensor, attention_outputs: list[Tensor] | None) -> Any:
+    """The sum of all terms: a scalar Tensor unless a user's term returns something else."""
     return sum(term(images, logits, labels, attention_outputs) if needs_attention_outputs(term) else term(images, logits, labels) for term in losses)

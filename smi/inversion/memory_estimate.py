@@ -1,7 +1,9 @@
 """How much memory an iteration takes, found by running it on tensors that hold no data, and which batch size fits."""
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,19 +39,19 @@ class StepMemory:
 class PeakMemory(TorchDispatchMode):
     """Within it, bytes of the tensors alive at the same time that operations have made; `peak` is the most there were."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.live: set[int] = set()
         self.bytes = self.peak = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 self._see(tensor.untyped_storage())
         return result
 
-    def _see(self, storage) -> None:
+    def _see(self, storage: Any) -> None:
         if storage._cdata not in self.live:
             self.live.add(storage._cdata)
             self.bytes += storage.nbytes()
@@ -75,7 +77,7 @@ def step_memory(vit: ViT, batch: int, active: int, fused: engine.Mode | None = N
     labels = torch.empty(batch, device="meta", dtype=torch.int64)
     with PeakMemory() as memory:
         output = engine.forward(vit, images, index, torch.empty(3, device="meta", dtype=torch.int32))
-        loss = sum(term(images, output.logits, labels) for term in default_losses())
+        loss: Any = sum(term(images, output.logits, labels) for term in default_losses())
         torch.autograd.grad(loss, images)
     return StepMemory(weights, memory.peak, STEP_BUFFERS * images.nbytes)
 

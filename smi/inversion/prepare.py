@@ -61,7 +61,7 @@ def prepare(model: nn.Module, settings: Settings) -> Run:
     if settings.max_memory is not None:
         run.chunk = _chunk(run, settings.max_memory)
     elif schedule.iterations:
-        check_memory(vit, schedule, run.batch_size, fused and fused.mode)
+        check_memory(vit, schedule, run.batch_size, fused.mode if fused else None)
     return run
 
 
@@ -90,7 +90,7 @@ def check_settings(settings: Settings, least_iterations: int = 1) -> None:
     jitter, lr, betas, tv_weight, limit = settings.jitter, settings.lr, settings.betas, settings.tv_weight, settings.max_memory
     if jitter is not None and not (isinstance(jitter, int) and jitter >= 0):
         raise InputError(f"jitter must be a whole number of pixels of at least 0, got {jitter}")
-    if not lr > 0 or not all(0 <= beta < 1 for beta in betas):
+    if not lr > 0 or not all(0 <= beta < 1 for beta in betas):  # type: ignore[operator,union-attr]  # completed
         raise InputError(f"lr must be positive and both betas from 0 up to 1, got {lr} and {betas}")
     if tv_weight is not None and not 0 <= tv_weight < math.inf:
         raise InputError(f"tv_weight must be a finite number of at least 0, got {tv_weight}")
@@ -163,7 +163,7 @@ def _schedule(settings: Settings, vit: ViT) -> Schedule:
         raise InputError("pass a schedule, or a method with its options, not both")
     if schedule is not None and not isinstance(schedule, Schedule):
         raise InputError(f"schedule must be a smi.Schedule, got {type(schedule).__name__}")
-    made = make_schedule(method, vit.num_patches, iterations, **options) if schedule is None else schedule
+    made = schedule or make_schedule(method, vit.num_patches, iterations, **options)  # type: ignore[arg-type]  # neither is None: completed
     if (made.num_patches, made.iterations) != (vit.num_patches, iterations):
         asked = f"the model has {vit.num_patches} and iterations is {iterations}"
         raise InputError(f"the schedule is for {made.num_patches} patches and {made.iterations} iterations, but {asked}")
@@ -173,12 +173,12 @@ def _schedule(settings: Settings, vit: ViT) -> Schedule:
 def _losses(settings: Settings) -> list[Loss]:
     losses = settings.losses
     if losses == "default":
-        return default_losses(settings.tv_weight)
+        return default_losses(settings.tv_weight)  # type: ignore[arg-type]  # completed
     if isinstance(losses, str):
         if losses != "psaq":
             raise InputError(f"unknown losses '{losses}': they must be default or psaq, or functions of (images, logits, labels)")
         return psaq.losses(generator(settings.seed, "psaq"))
-    return list(losses)
+    return list(losses or ())
 
 
 def _augmentation(settings: Settings, preset: Preset, schedule: Schedule, vit: ViT) -> Tensor:

@@ -10,6 +10,7 @@ cross-entropy and 0.05 |TV - r|, with r drawn once.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,12 +36,12 @@ class _Density(torch.autograd.Function):
     """Gaussian kernel density of samples [B, M] at points [K], of which [B, K, M] is never held; the points are constants."""
 
     @staticmethod
-    def forward(ctx, samples: Tensor, points: Tensor) -> Tensor:
+    def forward(ctx: Any, samples: Tensor, points: Tensor) -> Tensor:
         ctx.save_for_backward(samples, points)
         return torch.stack([_kernel(samples - point).mean(1) for point in points], dim=1)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         samples, points = ctx.saved_tensors
         result = torch.zeros_like(samples)
         for point, part in zip(points, grad.unbind(1), strict=True):
@@ -67,10 +68,11 @@ def block_entropy(attention_output: Tensor) -> Tensor:
 
 def patch_similarity(images: Tensor, logits: Tensor, labels: Tensor, attention_outputs: list[Tensor]) -> Tensor:
     """Minus the entropy of the patch similarities, averaged over images, summed over blocks."""
-    return -sum(block_entropy(output).mean() for output in attention_outputs)
+    entropy: Any = sum(block_entropy(output).mean() for output in attention_outputs)
+    return -entropy
 
 
-patch_similarity.needs = "attention_outputs"
+patch_similarity.needs = "attention_outputs"  # type: ignore[attr-defined]
 
 
 def losses(generator: torch.Generator) -> list:

@@ -5,8 +5,9 @@ What is still active at the end is always emitted.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import InputError
 
@@ -44,7 +45,7 @@ class Schedule:
     iterations: int
     events: tuple[Event, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.iterations < (1 if self.events else 0):
             raise InputError(f"iterations must be at least {1 if self.events else 0}, got {self.iterations}")
         active, last, sizes = self.num_patches, 0, set()
@@ -147,10 +148,10 @@ def nothing(num_patches: int, iterations: int = 0) -> Schedule:
     return Schedule(num_patches, 0)
 
 
-METHODS = {"dense": dense, "smi": sparse, "pri": patch_rebirth, "psaq": dense, "gaussian": nothing}
+METHODS: dict[str, Callable[..., Schedule]] = {"dense": dense, "smi": sparse, "pri": patch_rebirth, "psaq": dense, "gaussian": nothing}
 
 
-def make_schedule(method: str, num_patches: int, iterations: int, **options) -> Schedule:
+def make_schedule(method: str, num_patches: int, iterations: int, **options: Any) -> Schedule:
     """The schedule of a method by name; options are prune_at and prune_ratio (smi) and division (pri), None meaning the published value."""
     if method not in METHODS:
         raise InputError(f"unknown method '{method}': it must be one of {', '.join(METHODS)}")

@@ -169,7 +169,7 @@ def by_keyword(kind: Callable[P, Settings]) -> Callable[[Callable[[nn.Module, An
         @wraps(function)
         def call(model: nn.Module, *args: P.args, **settings: P.kwargs) -> R:
             signature.bind(model, *args, **settings)
-            return function(model, kind(**settings))
+            return function(model, kind(*args, **settings))
 
         call.__signature__ = signature  # type: ignore[attr-defined]
         call.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("{settings}", _listed(kind))

@@ -1,6 +1,7 @@
 """One update of a batch of trajectories within a stage: forward, loss, pixel gradient, Adam and clip, on memory that stays."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +44,9 @@ class Step:
     ):
         if update not in UPDATES:
             raise InputError(f"update must be {' or '.join(UPDATES)}, got '{update}'")
-        self.engine, self.fused = engine, isinstance(engine, Fused)
-        self.vit = engine.vit if self.fused else engine
+        self.engine: Any = engine
+        self.fused = isinstance(engine, Fused)
+        self.vit: ViT = engine.vit if isinstance(engine, Fused) else engine
         self.images, self.moments, self.labels, self.index = images, moments, labels, index
         self.losses, self.tv_weight = _split(losses) if self.fused else (list(losses), 0.0)
         self.low, self.high, self.lr, self.betas = low, high, lr, betas
@@ -55,7 +57,7 @@ class Step:
         self.grad = torch.empty_like(images)
         self.norms = images.new_zeros(4)
         self.kept_bytes = 0
-        self.output: Output | None = None
+        self.output: Any = None  # an Output, once there was a pass
 
     def run(self, count: Tensor, augmentation: Tensor) -> Tensor:
         """Make one update; count: int scalar, 1 for the first of the run, and augmentation: int [3], both read on the device. Returns the loss []."""
@@ -85,7 +87,7 @@ class Step:
             self.grad += grad_images
         return loss
 
-    def _backward(self, saved, grad_logits: Tensor, out: Tensor) -> None:
+    def _backward(self, saved: Any, grad_logits: Tensor, out: Tensor) -> None:
         found = self.engine.backward(saved, grad_logits, out)
         if found is not out:
             out.copy_(found)
@@ -115,7 +117,7 @@ class Step:
     @torch.enable_grad()
     def _reference_gradient(self, augmentation: Tensor) -> Tensor:
         pixels = self.images.detach().requires_grad_()
-        wanted = [] if any(map(needs_attention_outputs, self.losses)) else None
+        wanted: list[Tensor] | None = [] if any(map(needs_attention_outputs, self.losses)) else None
         self.output = reference.forward(self.vit, pixels, self.index, augmentation, wanted)
         loss = total(self.losses, pixels, self.output.logits, self.labels, wanted)
         check(loss)
@@ -124,7 +126,7 @@ class Step:
         return loss.detach()
 
 
-def check(loss) -> None:
+def check(loss: Any) -> None:
     """Raise InputError unless a sum of losses is something to differentiate."""
     if not (isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad):
         raise InputError("every loss must return one number that depends on the images or the logits")
