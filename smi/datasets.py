@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -195,7 +196,7 @@ def _open(path: Path) -> Tensor:
         raise InputError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def _to_tensor(picture) -> Tensor:
+def _to_tensor(picture: Any) -> Tensor:
     """[C, H, W] as fractions of white, one channel of a grey picture and three of any other."""
     import numpy as np
 

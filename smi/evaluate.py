@@ -120,8 +120,7 @@ def random_parts(images: SparseImages, seed: int = 0) -> SparseImages:
     patches, index = patches[rows, places].unflatten(1, (stages, n)).flatten(0, 1), index[rows, places].unflatten(1, (stages, n)).flatten(0, 1)
     order = index.argsort(1)
     patches = patches[torch.arange(len(patches))[:, None], order]
-    about = {"grid": chosen.grid, "mean": chosen.mean, "std": chosen.std}
-    return SparseImages(patches, index.gather(1, order), chosen.labels, chosen.trajectory, chosen.stage, **about)
+    return SparseImages(patches, index.gather(1, order), chosen.labels, chosen.trajectory, chosen.stage, chosen.grid, chosen.mean, chosen.std)
 
 
 def likeness(images: SparseImages, real: Tensor, labels: Tensor, most: int = COMPARED) -> Likeness:
@@ -143,7 +142,8 @@ def likeness(images: SparseImages, real: Tensor, labels: Tensor, most: int = COM
             nearest = same[((same - pixels) ** 2)[..., mask].flatten(1).mean(1).argmin()]
             signal.append(peak_signal_noise_ratio(pixels[:, mask], nearest[:, mask], data_range=1.0).item())
             if images.sparsity == 0:
-                structure.append(structural_similarity_index_measure(pixels[None], nearest[None], data_range=1.0).item())
+                similarity: Any = structural_similarity_index_measure(pixels[None], nearest[None], data_range=1.0)
+                structure.append(similarity.item())
     if not signal:
         raise InputError("the real images hold none of the classes of the synthetic ones")
     return Likeness(len(signal), sum(signal) / len(signal), sum(structure) / len(structure) if structure else None)
