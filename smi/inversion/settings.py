@@ -171,6 +171,7 @@ def by_keyword(kind: Callable[P, Settings]) -> Callable[[Callable[[nn.Module, An
             signature.bind(model, *args, **settings)
             return function(model, kind(*args, **settings))
 
+        del call.__wrapped__  # help() and pdoc would show that one
         call.__signature__ = signature  # type: ignore[attr-defined]
         call.__doc__ = inspect.cleandoc(function.__doc__ or "").replace("{settings}", _listed(kind))
         return call
