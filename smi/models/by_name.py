@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def load_model(
     tags = timm.list_pretrained(name.split(".")[0] + ".*") if "." in name else [name]
     if not timm.is_model(name) or name not in tags:
         raise InputError(f"unknown model '{name}'{_suggest(name, timm.list_models())}")
-    options = {} if image_size is None else {"img_size": image_size}
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     if checkpoint is not None:
         return _from_file(name, Path(checkpoint), options).to(device).eval()
     if random_weights:
@@ -111,7 +112,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            content = load_file(path)
+            content: Any = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # truncated, not a checkpoint, or holds objects that are not data

@@ -60,7 +60,7 @@ def load_model_folder(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     about = _description(folder)
     try:
-        model = build(about["architecture"])
+        model: Any = build(about["architecture"])
         model.load_state_dict(load_file(folder / WEIGHTS))
         statistics = about["statistics"]
         model.pretrained_cfg = {k: tuple(v) if isinstance(v, list) else v for k, v in statistics.items()}
@@ -109,7 +109,7 @@ def architecture(model: nn.Module) -> dict:
     raise InputError(f"{name or type(model).__name__} cannot be written to a folder: it is neither a timm model by its name nor a supported ViT")
 
 
-def _named(model: nn.Module, name: str | None) -> dict | None:
+def _named(model: Any, name: str | None) -> dict | None:
     import timm
 
     if not name or not timm.is_model(name):
@@ -122,7 +122,7 @@ def _named(model: nn.Module, name: str | None) -> dict | None:
     return {"timm": name, "options": options}
 
 
-def _arguments(model: nn.Module) -> dict | None:
+def _arguments(model: Any) -> dict | None:
     try:
         vit = describe(model, mean=(0.0,) * model.in_chans, std=(1.0,) * model.in_chans)
     except (InputError, AttributeError):

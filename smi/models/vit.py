@@ -119,7 +119,12 @@ class ViT:
     def tensors(self) -> list[Tensor]:
         """All weights, in the order of the fields."""
         found: list[Tensor] = []
-        _map_tensors(self, lambda tensor: found.append(tensor) or tensor)
+
+        def keep(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        _map_tensors(self, keep)
         return found
 
     def weight_hash(self) -> str:
@@ -137,7 +142,7 @@ def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
         return function(value)
     if isinstance(value, tuple):
         return tuple(_map_tensors(item, function) for item in value)
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{field.name: _map_tensors(getattr(value, field.name), function) for field in fields(value)})
     return value
 
@@ -158,10 +163,16 @@ def describe(
         raise InputError(f"{type(model).__name__} is not supported: pass a timm VisionTransformer or distilled DeiT with a CLS token")
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture") or type(model).__name__
     refuse_unsupported(model, name)
+    cfg = getattr(model, "pretrained_cfg", None) or {}
+    mean, std = cfg.get("mean") if mean is None else mean, cfg.get("std") if std is None else std
+    return _read(model, name, mean, std, flip=cfg.get("flip", True) if flip is None else flip, frozen=frozen)
+
+
+def _read(model: Any, name: str, mean: Sequence[float] | None, std: Sequence[float] | None, *, flip: bool, frozen: bool) -> ViT:
     take: Take = (lambda p: None if p is None else p.detach()) if frozen else (lambda p: p)
-    distilled = isinstance(model, VisionTransformerDistilled)
-    prefix = [model.cls_token, *([model.dist_token] if distilled else []), *([] if model.reg_token is None else [model.reg_token])]
-    prefix = torch.cat([take(token)[0] for token in prefix])
+    distilled = hasattr(model, "dist_token")
+    tokens = [model.cls_token, *([model.dist_token] if distilled else []), *([] if model.reg_token is None else [model.reg_token])]
+    prefix = torch.cat([take(token)[0] for token in tokens])
     position = None if model.pos_embed is None else take(model.pos_embed)[0]
     if position is not None and not model.no_embed_class:
         prefix, position = prefix + position[: len(prefix)], position[len(prefix) :]
@@ -169,8 +180,7 @@ def describe(
         if type(head) is not nn.Linear:
             raise InputError(f"{name} is not supported: its classifier head {type(head).__name__} is not a plain Linear")
     embed = model.patch_embed.proj
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = _statistics(embed.in_channels, cfg.get("mean") if mean is None else mean, cfg.get("std") if std is None else std)
+    mean, std = _statistics(embed.in_channels, mean, std)
     return ViT(
         name=name,
         image_size=tuple(model.patch_embed.img_size),
@@ -189,14 +199,14 @@ def describe(
         heads=tuple(_linear(head, take) for head in ([model.head, model.head_dist] if distilled else [model.head])),
         mean=mean,
         std=std,
-        flip=cfg.get("flip", True) if flip is None else flip,
+        flip=flip,
     )
 
 
-def refuse_unsupported(model: nn.Module, name: str) -> None:
+def refuse_unsupported(model: Any, name: str) -> None:
     """Raise InputError with the first reason for which the engine would not compute what this timm VisionTransformer does."""
     patch_embed, blocks = model.patch_embed, list(model.blocks)
-    embed = getattr(patch_embed, "proj", None)
+    embed: Any = getattr(patch_embed, "proj", None)
     reasons = [
         (type(patch_embed).__name__ != "PatchEmbed" or not isinstance(embed, nn.Conv2d), "its patch embedding is not a single convolution"),
         (model.cls_token is None, "it has no CLS token"),
@@ -215,14 +225,14 @@ def refuse_unsupported(model: nn.Module, name: str) -> None:
         (embed.kernel_size != (patch, patch) or embed.stride != (patch, patch), "its patches are not square and disjoint"),
         (height % patch or width % patch, f"its image size {height}x{width} is not a multiple of its patch size {patch}"),
         (_is_norm(patch_embed.norm), "its patch embedding is normalised"),
-        *((True, f"block {i}: {reason}") for i, block in enumerate(blocks) if (reason := _unsupported_block(block, blocks[0]))),
+        *((True, f"block {i}: {why}") for i, block in enumerate(blocks) if (why := _unsupported_block(block, blocks[0]))),
     ]
     for wrong, reason in reasons:
         if wrong:
             raise InputError(f"{name} is not supported: {reason}")
 
 
-def _unsupported_block(block: nn.Module, first: nn.Module) -> str | None:
+def _unsupported_block(block: Any, first: Any) -> str | None:
     """Why a block is not the pre-norm block of the original ViT with its optional layer scale and query-key normalisation."""
     if type(block).__name__ != "Block":
         return f"{type(block).__name__} is not the standard pre-norm block"
@@ -253,18 +263,19 @@ def _is_norm(module: nn.Module | None) -> bool:
     return module is not None and not isinstance(module, nn.Identity)
 
 
-def _activation(act: nn.Module) -> str | None:
+def _activation(act: Any) -> Any:
     """The name that kernels.linear_gelu gives to an activation module; None where it has none."""
     if isinstance(act, nn.GELU) or type(act).__name__ == "GELU":
         return "gelu_tanh" if getattr(act, "approximate", "none") == "tanh" else "gelu"
     return {"GELUTanh": "gelu_tanh", "QuickGELU": "quick_gelu"}.get(type(act).__name__)
 
 
-def _linear(module: nn.Linear, take: Take) -> Linear:
+def _linear(module: Any, take: Take) -> Linear:
     return Linear(take(module.weight), take(module.bias))
 
 
-def _norm(module: nn.Module, take: Take) -> Norm | None:
+def _norm(module: Any, take: Take) -> Any:
+    """A Norm, or None where the module is an identity."""
     if not _is_norm(module):
         return None
     if not isinstance(module, nn.LayerNorm) or module.weight is None:
@@ -272,7 +283,7 @@ def _norm(module: nn.Module, take: Take) -> Norm | None:
     return Norm(take(module.weight), take(module.bias), module.eps)
 
 
-def _block(block: nn.Module, take: Take) -> Block:
+def _block(block: Any, take: Take) -> Block:
     attention, mlp = block.attn, block.mlp
     scale1, scale2 = (take(scale.gamma) if _is_norm(scale) else None for scale in (block.ls1, block.ls2))
     return Block(
@@ -289,7 +300,7 @@ def _block(block: nn.Module, take: Take) -> Block:
     )
 
 
-def _statistics(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(channels: int, mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and std as tuples of `channels` floats; raises InputError where they do not fit the model."""
     for name, values in (("mean", mean), ("std", std)):
         if values is None or len(values) != channels:
