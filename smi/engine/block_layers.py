@@ -1,6 +1,7 @@
 """The layers of one block of a frozen ViT, and the norms of queries and keys that some models have."""
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class BlockLayers:
         self.q_norm, self.k_norm = (n and family.Norm(n.weight, n.bias, n.eps) for n in (block.q_norm, block.k_norm))
 
 
-def normalise_heads(packed_heads: Tensor, *norms) -> tuple[Tensor, list[HeadNorm]]:
+def normalise_heads(packed_heads: Tensor, *norms: Any) -> tuple[Tensor, list[HeadNorm]]:
     """packed_heads [B, T, J, H, D], of which the first parts along J pass a norm where there is one, and what `backward_heads` needs."""
     if not any(norms):
         return packed_heads, []

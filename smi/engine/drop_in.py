@@ -7,6 +7,9 @@ before   logits = model(images)
 after    model = smi.accelerate(model), and the same line
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,7 +22,7 @@ class _FusedLogits(torch.autograd.Function):
     """Logits [B, classes] and the CLS token's attention [B, H, T] in the last block, differentiable in the images through the logits alone."""
 
     @staticmethod
-    def forward(ctx, images: Tensor, fused: Fused, index: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, images: Tensor, fused: Fused, index: Tensor) -> tuple[Tensor, Tensor]:
         output, weights, ctx.saved = fused.forward(images.detach().float(), index, save=ctx.needs_input_grad[0])
         ctx.fused, ctx.dtype = fused, images.dtype
         row = weights[:, :, 0]
@@ -28,7 +31,7 @@ class _FusedLogits(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_logits: Tensor, _) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_logits: Tensor, _: Any) -> tuple[Tensor, None, None]:
         if ctx.saved is None:
             raise RuntimeError("this pass was differentiated before and its saved activations are freed: call the model again")
         saved, ctx.saved = ctx.saved, None
@@ -46,7 +49,8 @@ class _FusedModule(nn.Module):
     def __init__(self, model: nn.Module, dtype: str):
         super().__init__()
         self._model = [model.eval()]  # in a list: the engine has its own copy of the weights, and the wrapper has none to train
-        self._dtype, self._fused = dtype, None
+        self._dtype = dtype
+        self._fused: Fused | None = None
         self.num_classes, self.pretrained_cfg = model.num_classes, getattr(model, "pretrained_cfg", {})
         self._engine()
 
@@ -58,9 +62,9 @@ class _FusedModule(nn.Module):
                 self._fused = Fused(describe(model).to(device, torch.float32).copy(), self._dtype)
         return self._fused
 
-    def _apply(self, function, *args, **options):  # of nn.Module: to(), cuda(), float() ...
-        self._model[0]._apply(function, *args, **options)
-        return super()._apply(function, *args, **options)
+    def _apply(self, fn: Callable, recurse: bool = True) -> Any:  # of nn.Module: to(), cuda(), float() ...
+        self._model[0]._apply(fn, recurse)
+        return super()._apply(fn, recurse)
 
     def _check(self, images: Tensor) -> None:
         vit = self._engine().vit

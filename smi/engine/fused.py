@@ -11,6 +11,7 @@ a CUDA graph is replayed on a GPU (`inversion.graph`). The tail is the last norm
 
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,9 +40,9 @@ class Fused:
         self.recordable = self.in_cpp and not any(block.q_norm or block.k_norm for block in vit.blocks)  # those norms take operations of PyTorch
         self.num_read = len(vit.heads) if vit.pool == "token" else 0  # tokens of the last block that the heads read; 0: all
         self.embed = family.Embed(vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, vit.patch_size)
-        self.norm_pre = vit.norm_pre and family.Norm(vit.norm_pre.weight, vit.norm_pre.bias, vit.norm_pre.eps)
+        self.norm_pre: Any = vit.norm_pre and family.Norm(vit.norm_pre.weight, vit.norm_pre.bias, vit.norm_pre.eps)
         self.blocks = [BlockLayers(block, family) for block in vit.blocks[: len(vit.blocks) - bool(self.num_read)]]
-        self.last = BlockLayers(vit.blocks[-1], family, split_query=True) if self.num_read else None
+        self.last: Any = BlockLayers(vit.blocks[-1], family, split_query=True) if self.num_read else None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -96,8 +97,8 @@ class Fused:
         saved.logits = None  # frees the tail's graph
         workspace, trunk = saved.workspace, saved.trunk
         with torch.no_grad():
-            grad = workspace("grad read", *grad_tail.shape)
-            grad = grad_tail.contiguous() if grad is None else grad.copy_(grad_tail)
+            place = workspace("grad read", *grad_tail.shape)
+            grad = grad_tail.contiguous() if place is None else place.copy_(grad_tail)
             tokens = self._tokens(saved.index)[0]
             grad = self._run(trunk.recorded, "backward", grad, tokens, lambda: self._backward_blocks(trunk, grad, workspace))
             if out is None:
@@ -108,7 +109,7 @@ class Fused:
         """Tokens of an image, and their width."""
         return self.vit.num_prefix + index.shape[1], self.vit.embed_dim
 
-    def _run(self, recordings: dict[object, RecordedLayers], key: object, x: Tensor, tokens: int, layers: Callable[[], object]):
+    def _run(self, recordings: dict[object, RecordedLayers], key: object, x: Tensor, tokens: int, layers: Callable[[], object]) -> Any:
         """The result of layers on x [B, ...]. In C++ their calls are recorded once for the same x, and the recording is run."""
         if not self.recordable:
             return layers()
@@ -133,8 +134,8 @@ class Fused:
         if self.norm_pre:
             y, *statistics = self.norm_pre.forward(x, workspace("x pre", *shape))
             trunk.norm_pre, x = (x, *statistics), y
-        for i, block in enumerate(self.blocks):
-            i = str(i) if save else ""  # without backward every block may use the same memory
+        for number, block in enumerate(self.blocks):
+            i = str(number) if save else ""  # without backward every block may use the same memory
             y, *norm1 = block.norm1.forward(x, workspace("y", *shape))
             qkv = block.qkv.forward(y, workspace("qkv" + i, batch, tokens, 3 * width)).unflatten(-1, (3, vit.num_heads, -1))
             qkv, head_norms = normalise_heads(qkv, block.q_norm, block.k_norm)
@@ -170,7 +171,7 @@ class Fused:
 
     def _backward_blocks(self, trunk: TrunkPass, grad: Tensor, workspace: Workspace) -> Tensor:
         activation, hidden = self.vit.activation, self.vit.blocks[0].fc1.weight.shape[0]
-        if self.num_read:
+        if trunk.last_block is not None:
             grad = self._backward_last_block(trunk.last_block, grad, workspace)
         shape = grad.shape
         for block, saved in zip(reversed(self.blocks), reversed(trunk.blocks), strict=True):

@@ -22,7 +22,7 @@ class Mode:
 class Workspace:
     """Where the results of a pass go: each layer allocates its own."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.recorded: dict[object, RecordedLayers] = {}  # passes whose results lie here
 
     def __call__(self, name: str, *shape: int) -> Tensor | None:
@@ -33,7 +33,7 @@ class Workspace:
 class StaticWorkspace(Workspace):
     """Memory that stays from iteration to iteration, one float32 tensor for each name."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.tensors: dict[str, Tensor] = {}
 
@@ -97,8 +97,8 @@ class TrunkPass:
     norm_pre: tuple[Tensor, ...] | None = None  # x, mean, 1 / standard deviation
     blocks: list[SavedBlock] = field(default_factory=list)
     last_block: SavedLastBlock | None = None
-    output: Tensor | None = None  # [B, R or T, d], the tokens that the tail reads
-    weights: Tensor | None = None  # [B, H, R or 1, T], of the last block's attention
+    output: Tensor = field(init=False)  # [B, R or T, d], the tokens that the tail reads
+    weights: Tensor = field(init=False)  # [B, H, R or 1, T], of the last block's attention
     recorded: dict[object, RecordedLayers] = field(default_factory=dict)  # the backward pass, once recorded
 
 
@@ -112,7 +112,7 @@ class SavedPass:
     workspace: Workspace
     trunk: TrunkPass
     tail_input: Tensor  # the trunk's output as a leaf of autograd
-    logits: Tensor | None = None  # with the tail's graph
+    logits: Any  # Tensor [B, classes] with the tail's graph, None once that is differentiated
 
     def bytes(self) -> int:
         """Bytes of the trunk's saved activations; images and index are not counted."""
