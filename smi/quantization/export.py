@@ -1,6 +1,7 @@
 """A timm ViT as an exported graph of (patches, index), with any number of images and of tokens: sparse to calibrate, dense to run."""
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +23,13 @@ def describe_for(model: nn.Module) -> ViT:
 class Tokens(nn.Module):
     """Logits of a timm ViT on patches [B, n, C, p, p] that lie at cells index [B, n]; its own modules, copied."""
 
+    prefix: Tensor
+    position: Tensor | None
+
     def __init__(self, model: nn.Module, fused_attention: bool = True):
         super().__init__()
         vit = describe_for(model)
-        trunk = copy.deepcopy(model).eval().requires_grad_(False)
+        trunk: Any = copy.deepcopy(model).eval().requires_grad_(False)
         self.embed = nn.Linear(vit.embed.weight.shape[1], vit.embed_dim, bias=vit.embed.bias is not None, device=vit.device)
         with torch.no_grad():
             self.embed.weight.copy_(vit.embed.weight)
@@ -90,10 +94,12 @@ def _culprit(module: nn.Module, args: tuple) -> str | None:
 
 def _inputs_of_children(module: nn.Module, args: tuple) -> dict[str, tuple[nn.Module, tuple]]:
     """What each child module is called with, as far as the module runs at all; a child that is a list stands for its members."""
-    children = {}
+    children: dict[str, nn.Module] = {}
     for name, child in module.named_children():
-        listed = isinstance(child, nn.ModuleList | nn.Sequential) and len(child)
-        children.update({f"{name}.{i}": part for i, part in enumerate(child)} if listed else {name: child})
+        if isinstance(child, nn.ModuleList | nn.Sequential) and len(child):
+            children.update({f"{name}.{i}": part for i, part in enumerate(child)})
+        else:
+            children[name] = child
     seen: dict[str, tuple[nn.Module, tuple]] = {}
     hooks = [
         child.register_forward_pre_hook(lambda child, inputs, name=name: seen.setdefault(name, (child, inputs)) and None)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +115,7 @@ def as_patches(facts: Facts, images: Images) -> tuple[Tensor, Tensor]:
     return patches, index.long()
 
 
-def _checked_pair(facts: Facts, pair) -> tuple[Tensor, Tensor]:
+def _checked_pair(facts: Facts, pair: Any) -> tuple[Tensor, Tensor]:
     if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
         raise InputError("images must be SparseImages, a tensor [B, C, H, W] of normalised pixels, or (patches [B, n, C, p, p], index [B, n])")
     patches, index = pair

@@ -1,5 +1,7 @@
 """What is quantised, to how many bits and over which range: a torchao quantizer and the observers that it places. Needs torchao."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
@@ -15,7 +17,7 @@ SHRINKS = 100  # candidate ranges of the MSE search, evenly spaced down to a hun
 class PercentileObserver(HistogramObserver):
     """The range between two quantiles of everything seen: `percentile` percent of it lie above the lower end, as many below the upper."""
 
-    def __init__(self, percentile: float, **options):
+    def __init__(self, percentile: float, **options: Any) -> None:
         super().__init__(**options)
         self.percentile = percentile
 

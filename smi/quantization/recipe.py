@@ -20,7 +20,7 @@ class Recipe:
     weight_ranges: str = "minmax"
     attention: bool = False  # both operands of attention's two GEMMs too
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
             if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
                 raise InputError(f"{name} must be a whole number from {BITS[0]} to {BITS[-1]}, got {bits}")

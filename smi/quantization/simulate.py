@@ -5,6 +5,7 @@ export (patches, index) -> logits  ->  observers placed by torchao  ->  a forwar
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +81,7 @@ def _torchao() -> tuple:
 class SimulatedViT(QuantizedViT):
     """A quantised ViT in float32: torchao's converted graph, where every quantised tensor takes the values of its codes."""
 
-    def __init__(self, facts: Facts, graph: nn.Module):
+    def __init__(self, facts: Facts, graph: GraphModule) -> None:
         super().__init__(facts)
         self.graph = graph
 
@@ -121,7 +122,7 @@ def _tensors(graph: GraphModule) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu() for name, tensor in graph.state_dict().items() if name in read and not name.startswith("_")}
 
 
-def _codes(graph: GraphModule, node: Node, name: str, tensors: dict[str, Tensor]) -> tuple[float, int]:
+def _codes(graph: GraphModule, node: Any, name: str, tensors: dict[str, Tensor]) -> tuple[float, int]:
     """Put codes and scales of linear(dequantize(quantize(x)), dequantize(codes), bias) into `tensors`; returns scale and zero point of x."""
     x, weight = node.args[:2]
     held = graph.state_dict()
