@@ -157,7 +157,7 @@ class _Distillation:
     def finished(self) -> Distilled | None:
         """The result of an earlier run with the same arguments that came to its end."""
         ended = None if self.folder is None else read_result(self.folder)
-        if ended is None:
+        if self.folder is None or ended is None:
             return None
         self._refuse_other_run(ended["asked"])
         student = copy.deepcopy(self.student)
@@ -241,9 +241,9 @@ class _Distillation:
         return self.settings.patience is not None and self.worse >= self.settings.patience
 
     @torch.no_grad()
-    def _accuracy(self, limit: int | None = None) -> float:
+    def _accuracy(self, evaluation: tuple[Tensor, Tensor], limit: int | None = None) -> float:
         """Fraction of the real images, all patches seen, that the student recognises with its present weights."""
-        images, labels = (tensor[:limit] for tensor in self.evaluation)
+        images, labels = (tensor[:limit] for tensor in evaluation)
         self.student.eval()
         right = 0
         for some, wanted in zip(images.split(256), labels.split(256), strict=True):

@@ -48,7 +48,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def small_student(teacher: nn.Module, seed: int = 0, **options) -> nn.Module:
+def small_student(teacher: nn.Module, seed: int = 0, **options: Any) -> nn.Module:
     """An untrained ViT on the teacher's patch grid; options replace those of `SMALL`."""
     from timm.models.vision_transformer import VisionTransformer
 
@@ -62,10 +62,10 @@ def small_student(teacher: nn.Module, seed: int = 0, **options) -> nn.Module:
 
 def partly_fresh(teacher: nn.Module, blocks: int, seed: int = 0) -> nn.Module:
     """A copy of the teacher whose last `blocks` blocks, norm and head are re-initialised."""
-    total = len(teacher.blocks)
+    total = _depth(teacher)
     if not 0 <= blocks <= total:
         raise InputError(f"fresh_blocks must lie between 0 and the teacher's {total}, got {blocks}")
-    student = copy.deepcopy(teacher)
+    student: Any = copy.deepcopy(teacher)
     parts = [*list(student.blocks)[total - blocks :], student.norm, student.fc_norm, student.head]
     with _seeded(seed), torch.no_grad():
         for part in [*parts, *([student.head_dist] if hasattr(student, "head_dist") else [])]:
@@ -73,8 +73,13 @@ def partly_fresh(teacher: nn.Module, blocks: int, seed: int = 0) -> nn.Module:
     return student.eval()
 
 
+def _depth(model: Any) -> int:
+    return len(model.blocks)
+
+
 def _reinitialise(part: nn.Module) -> None:
     """timm's initial weights: linear layers truncated normal with standard deviation 0.02, norms and layer scales as when made."""
+    module: Any
     for module in part.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -50,7 +50,7 @@ def invert(model: nn.Module, settings: InvertSettings) -> SparseImages:
                 parts.append(part)
                 if writer is not None:
                     part.add_to(writer)
-                if recorder is not None and len(parts) == 1:
+                if writer is not None and recorder is not None and len(parts) == 1:
                     recorder.save(writer.folder)
                 if settings.on_batch is not None:
                     settings.on_batch(part)

@@ -53,7 +53,7 @@ class Step:
         self.moved = index if update == "active" else None
         size = len(images) if chunk is None else chunk
         self.chunks = [slice(start, start + size) for start in range(0, len(images), size)]
-        self.workspace = engine.workspace() if self.fused else None
+        self.workspace = engine.workspace() if isinstance(engine, Fused) else None
         self.grad = torch.empty_like(images)
         self.norms = images.new_zeros(4)
         self.kept_bytes = 0

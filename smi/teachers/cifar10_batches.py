@@ -34,12 +34,13 @@ class Data:
 def read_cifar10(path: str, device: torch.device, limit: int | None = None) -> Data:
     """Both splits; limit: images of each, for trials."""
     sizes = Sizes(3, (SIDE, SIDE), (0.0,) * 3, (1.0,) * 3, CLASSES)
-    splits = []
+    splits: list[Tensor] = []
     for split in ("train", "test"):
         images, labels = load(path, sizes, split, limit)
         splits += [images.mul_(255).round_().byte().to(device), labels.to(device)]
     pixels = splits[0].float() / 255
-    return Data(*splits, tuple(pixels.mean((0, 2, 3)).tolist()), tuple(pixels.std((0, 2, 3)).tolist()))
+    mean, std = (tuple(values.tolist()) for values in (pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))))
+    return Data(splits[0], splits[1], splits[2], splits[3], mean, std)
 
 
 def batch(data: Data, recipe: Recipe, step: int, steps: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,13 +1,14 @@
 """Mimetic initialisation of a ViT: attention begins where training would bring it (Trockman and Kolter, 2023)."""
 
 import math
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @torch.no_grad()
-def initialise_mimetic(model: nn.Module) -> None:
+def initialise_mimetic(model: Any) -> None:
     """Set a timm VisionTransformer's weights, in place: Wq^T Wk near 0.7 I + noise, Wv^T Wp near noise - 0.4 I, sinusoidal positions.
 
     On small data this is worth several epochs.

@@ -39,7 +39,7 @@ def untrained_model(recipe: Recipe, data: Data, seed: int) -> nn.Module:
     from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(seed)
-    model = VisionTransformer(**recipe.architecture, patch_drop_rate=0.5)  # the rate is set for every batch
+    model: Any = VisionTransformer(**recipe.architecture, patch_drop_rate=0.5)  # the rate is set for every batch
     model.pretrained_cfg = {"architecture": "cifar10", "mean": data.mean, "std": data.std, "flip": True}
     if recipe.mimetic:
         initialise_mimetic(model)
@@ -47,7 +47,7 @@ def untrained_model(recipe: Recipe, data: Data, seed: int) -> nn.Module:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: Data, kept: float = 1.0, limit: int | None = None) -> float:
+def accuracy(model: Any, data: Data, kept: float = 1.0, limit: int | None = None) -> float:
     """Fraction of the test images that are recognised from a random fraction `kept` of their patches."""
     side, patch = model.patch_embed.img_size[0], model.patch_embed.patch_size[0]
     draw, right = torch.Generator().manual_seed(0), 0
@@ -108,7 +108,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def _update(model: nn.Module, optimiser: torch.optim.Optimizer, recipe: Recipe, data: Data, step: int, steps: int, seed: int) -> Tensor:
+def _update(model: Any, optimiser: torch.optim.Optimizer, recipe: Recipe, data: Data, step: int, steps: int, seed: int) -> Tensor:
     model.train()
     model.patch_drop.prob = 1 - kept_share(recipe, step, steps, seed)
     for group in optimiser.param_groups:
