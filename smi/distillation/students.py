@@ -31,7 +31,7 @@ def make_student(
     if name in ("teacher", "small") and (checkpoint or pretrained):
         raise InputError(f"the student '{name}' takes no checkpoint and no pretrained weights")
     if name == "teacher":
-        return partly_fresh(teacher, len(teacher.blocks) if fresh_blocks is None else fresh_blocks, seed)
+        return partly_fresh(teacher, _depth(teacher) if fresh_blocks is None else fresh_blocks, seed)
     if name == "small":
         return small_student(teacher, seed)
     if checkpoint or pretrained:
