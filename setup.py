@@ -27,6 +27,7 @@ setup(
         "smi.csrc",
     ],
     package_data={
+        "smi": ["py.typed"],
         "smi.teachers": ["*.safetensors", "*.json"],
         "smi.report": ["*.html"],
         "smi.kernels": ["verified.json", "tiles/*.json"],
