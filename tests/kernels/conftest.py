@@ -12,7 +12,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 
 @pytest.fixture(autouse=True)
-def _seeded_and_poisoned(monkeypatch):
+def seeded_and_poisoned(monkeypatch):
     """Every test: the same random numbers, NaN in memory that was allocated and not written, no backend from outside."""
     monkeypatch.delenv("SMI_BACKEND", raising=False)
     torch.manual_seed(0)

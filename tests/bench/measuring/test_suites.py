@@ -105,12 +105,6 @@ def test_extrapolation_is_the_line_through_two_lengths():
     assert budget.rounds_for(0.1, 1.0) == budget.LEAST_ROUNDS
 
 
-def test_the_newest_run_is_one_run():
-    rows = [{"run": "1", "a": 1}, {"run": "2", "a": 2}, {"a": 3}, {"run": "2", "a": 4}]
-    assert [row["a"] for row in record.newest_run(rows)] == [2, 4]
-    assert record.newest_run([{"a": 3}]) == []
-
-
 @pytest.mark.slow
 def test_the_peak_of_a_process_is_more_than_what_a_step_keeps():
     found = {side: memory.peak_of(side, MODEL, 4, 46, {"depth": 4}, CPU, 1) for side in ("eager", "ours")}

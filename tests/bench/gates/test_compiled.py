@@ -4,14 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from bench.gates import compiled, cubin, nvcc
+from bench.measuring.record import ROOT
 from smi.kernels import versions
 
-ROOT = Path(__file__).parents[2]
 WITH_TRITON = [operation for operation in versions.OPERATIONS if versions.exists(operation, "triton")]
 PARTS = {"attention": 8, "cls_attention": 2, "csrc": 2}  # about a minute each, so that two processes share them evenly
 GATES = [(name, f"{i}/{PARTS.get(name, 1)}") for name in [*WITH_TRITON, "csrc"] for i in range(1, PARTS.get(name, 1) + 1)]
@@ -35,14 +34,14 @@ def test_the_committed_file_names_what_ships():
     """Every configuration for every architecture it is for, and nothing else; all parts together are the whole."""
     cases = compiled.triton_cases(None)
     wanted = {case.name: {f"sm_{a}" for a in case.architectures or compiled.ARCHITECTURES} for case in cases}
-    committed = json.loads(compiled.RESULTS.read_text())["kernels"]
+    committed = json.loads(compiled.COMMITTED.read_text())["kernels"]
     assert {name: set(found) for name, found in committed.items() if not name.startswith("csrc/")} == wanted
     parts = [case.name for i in range(1, 9) for case in compiled.triton_cases(["attention"], (i, 8))]
     assert sorted(parts) == sorted(name for name in wanted if name.startswith("attention/"))
 
 
 def test_no_committed_configuration_spills():
-    assert not compiled.faults(json.loads(compiled.RESULTS.read_text()))
+    assert not compiled.faults(json.loads(compiled.COMMITTED.read_text()))
 
 
 def test_a_part_is_held_against_its_part_only(capsys):
@@ -58,7 +57,7 @@ def test_a_part_is_held_against_its_part_only(capsys):
 
 
 def test_an_update_of_a_part_keeps_the_rest(monkeypatch, tmp_path):
-    monkeypatch.setattr(compiled, "RESULTS", tmp_path / "gate.json")
+    monkeypatch.setattr(compiled, "COMMITTED", tmp_path / "gate.json")
     names = [f"layer_norm/{i}" for i in range(20)] + ["csrc/a/b", "attention/x"]
     committed = {"versions": {"nvcc": "1"}, "kernels": {name: {"sm_80": {"registers": 1}} for name in names}}
     now = {"versions": {"triton": "3"}, "kernels": {n: {"sm_80": {"registers": 2}} for n in names[:20] if compiled.in_part(n, (1, 2))}}
@@ -110,3 +109,86 @@ def test_known_code_is_not_disassembled(monkeypatch):
 
 def test_every_operation_of_a_fused_step_has_kernels():
     assert set(WITH_TRITON) >= {"patch_embed", "attention", "cls_attention", "layer_norm", "linear_gelu", "linear_residual", "image_step"}
+
+
+SASS = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0020*/              @!P0 LDG.E R5, desc[UR4][R2.64] ;
+        /*0030*/                   LDGSTS.E.BYPASS.128 [R1], desc[UR4][R2.64] ;
+        /*0040*/             @!UP0 UTMALDG.2D [UR8], [UR4] ;
+        /*0050*/                   HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], R24 ;
+        /*0060*/                   HMMA.16816.F32.BF16 R24, R4, R8, R24 ;
+        /*0070*/                   STL [R1], R2 ;
+        /*0080*/               @P1 STG.E.128 desc[UR4][R2.64], R4 ;
+        /*0090*/                   BRA 0x90;
+        /*00a0*/                   NOP;
+"""
+
+
+def test_instruction_counts():
+    counts = cubin.instruction_counts(SASS)
+    assert counts["mma"] == {"HGMMA": 1, "HMMA": 1}
+    assert counts["instructions"] == 9
+    assert [counts[k] for k in ("loads_128", "loads_other", "async_128", "async_other", "bulk", "spill_ops")] == [1, 1, 1, 0, 1, 1]
+    assert [counts[k] for k in ("stores_128", "stores_other")] == [1, 0]
+
+
+PTXAS = """ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_Z1aPf' for 'sm_80'
+ptxas info    : Function properties for _Z1aPf
+    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 32 registers, used 1 barriers, 16 bytes cumulative stack size, 1024 bytes smem, 360 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z1bPf' for 'sm_80'
+ptxas info    : Function properties for _Z1bPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers, 360 bytes cmem[0]
+"""
+
+
+def test_report_of_ptxas():
+    assert nvcc.parse_report(PTXAS) == {
+        "_Z1aPf": {"registers": 32, "stack": 16, "shared": 1024},
+        "_Z1bPf": {"registers": 8, "stack": 0, "shared": 0},
+    }
+
+
+def facts(**changes):
+    return {"stack": 0, "spill_ops": 0, "shared": 0, "registers": 32} | changes
+
+
+def gate(versions, **kernels):
+    return {"versions": versions, "kernels": {f"layer_norm/{name}": {"sm_80": value} for name, value in kernels.items()}}
+
+
+def test_gate_fails_on_a_change_with_the_same_compilers_only(capsys):
+    before = gate({"triton": "1"}, a=facts(), b=facts())
+    assert compiled.check(before, before, None) == 0
+    after = gate({"triton": "1"}, a=facts(registers=40), b=facts())
+    assert compiled.check(after, before, None) == 1
+    assert "layer_norm/a" in capsys.readouterr().out
+    assert compiled.check(gate({"triton": "1"}, a=facts()), before, None) == 1  # a kernel that went
+    assert compiled.check(gate({"triton": "2"}, a=facts(registers=40), b=facts()), before, None) == 0
+    assert "not held against it: compilers are {'triton': '2'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("change", "text"), [({"stack": 8}, "spills"), ({"spill_ops": 1}, "spills"), ({"shared": 166913}, "at most fit")])
+def test_gate_fails_on_a_spill_whatever_is_committed(change, text, capsys):
+    bad = gate({"triton": "9"}, a=facts(**change))
+    assert compiled.check(bad, bad, None) == 1
+    assert text in capsys.readouterr().out
+
+
+def test_gate_looks_only_at_what_was_compiled():
+    committed = {"versions": {}, "kernels": {"attention/x": {}, "csrc/attention/y": {"sm_80": facts()}, "layer_norm/a": {"sm_80": facts()}}}
+    assert not compiled.differences(gate({}, a=facts()), committed, ["layer_norm"])
+    assert not compiled.differences(gate({}, a=facts()), committed, None)  # no nvcc here, its kernels are not held against it
+    assert compiled.differences(gate({"nvcc": "1"}, a=facts()), committed, None)
+
+
+def test_gate_file_has_a_line_per_kernel_and_architecture():
+    before = gate({"triton": "1"}, b=facts(mma={"HMMA": 4}), a=facts())
+    text = compiled.as_text(before["versions"], before["kernels"])
+    assert json.loads(text) == before
+    assert sum('"sm_80"' in line for line in text.splitlines()) == 2
+    assert text.index("layer_norm/a") < text.index("layer_norm/b")

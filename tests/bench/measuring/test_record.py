@@ -1,0 +1,20 @@
+"""Result files: named after the device, appended to, read by run."""
+
+from bench.measuring import record
+
+
+def test_results_are_appended(tmp_path):
+    for i in range(2):
+        record.append(tmp_path / "x.jsonl", [{"i": i}])
+    assert (tmp_path / "x.jsonl").read_text() == '{"i": 0}\n{"i": 1}\n'
+
+
+def test_results_file_is_named_after_the_device():
+    assert record.results_file("NVIDIA H200").name == "nvidia-h200.jsonl"
+    assert record.results_file("NVIDIA A100-SXM4-80GB").name == "nvidia-a100-sxm4-80gb.jsonl"
+
+
+def test_the_newest_run_is_one_run():
+    rows = [{"run": "1", "a": 1}, {"run": "2", "a": 2}, {"a": 3}, {"run": "2", "a": 4}]
+    assert [row["a"] for row in record.newest_run(rows)] == [2, 4]
+    assert record.newest_run([{"a": 3}]) == []
