@@ -18,7 +18,7 @@ from ..models.vit import describe
 from ..quantization.model import accuracy
 from ..random_streams import generator
 from ..report import picture_grid, rows_of, write_report
-from ..report.runs import DEMO, FORMAT
+from ..report.several_runs import DEMO, FORMAT
 from ..teachers import digits
 from . import downstream
 from .compare import ITERATIONS, METHODS, NUM_IMAGES, agreement, compare

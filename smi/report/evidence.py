@@ -14,7 +14,7 @@ from ..images.sparse_images import SparseImages
 from ..images.storage import MANIFEST
 from ..inversion.methods import JUDGED
 from . import pictures, plots
-from .images import COLUMNS, OVERVIEW, Place, provenance_table
+from .one_run import COLUMNS, OVERVIEW, Place, provenance_table
 from .page import Figure, Pair, Part, Section, Table, number
 from .plots import Curve
 from .published import Ours, published_tables

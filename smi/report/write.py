@@ -5,7 +5,7 @@ from pathlib import Path
 from ..errors import InputError, RunError
 from ..files import output_folder, write_text
 from ..images.storage import MANIFEST
-from . import evidence, images, runs
+from . import evidence, one_run, several_runs
 from .judge import Judge
 from .page import MARK, render
 
@@ -46,25 +46,25 @@ def _chapters(folder: Path, judge: Judge):
     """Title, summary, and a function of `place` that draws the pictures and gives the sections."""
     name = folder.resolve().name
     if (folder / MANIFEST).is_file():
-        result = images.read_result(folder, name, judge)
-        return images.title(result.images), images.summary(result), lambda place: images.sections(result, place)
+        result = one_run.read_result(folder, name, judge)
+        return one_run.title(result.images), one_run.summary(result), lambda place: one_run.sections(result, place)
     if evidence.is_evidence(folder):
         found = evidence.read_evidence(folder)
         return f"Evidence in {name}", evidence.summary(found), lambda place: evidence.sections(found, place)
-    folders = runs.image_folders(folder)
+    folders = several_runs.image_folders(folder)
     if not folders:
         raise InputError(f"{folder} holds nothing to report: no images of smi invert, no folders of them, and no evidence")
     return _several(folder, folders, judge)
 
 
 def _several(folder: Path, folders: list[Path], judge: Judge):
-    demo = runs.read_demo(folder)
+    demo = several_runs.read_demo(folder)
     titles = {} if demo is None else {row["folder"]: row["method"] for row in demo["table"]}
     order = [folder / name for name in titles if folder / name in folders]  # as in the table
     order += [path for path in folders if path not in order]
-    results = [(path, images.read_result(path, titles.get(path.name, path.name), judge)) for path in order]
+    results = [(path, one_run.read_result(path, titles.get(path.name, path.name), judge)) for path in order]
     summary = f"{len(results)} folders of images" + ("." if demo is None else ", made by smi demo from the embedded digits teacher without data.")
-    return f"Inversions in {folder.resolve().name}", summary, lambda place: runs.sections(results, demo, place)
+    return f"Inversions in {folder.resolve().name}", summary, lambda place: several_runs.sections(results, demo, place)
 
 
 def _open(target: Path) -> Path:

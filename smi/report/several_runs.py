@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..images.storage import MANIFEST
-from . import images, pictures, plots
-from .images import Place, Result
+from . import one_run, pictures, plots
+from .one_run import Place, Result
 from .page import Details, Figure, Heading, Part, Section, Table, factor, number, per_cent
 from .published import Ours, published_tables
 
@@ -50,25 +50,25 @@ def sections(results: Sequence[tuple[Path, Result]], demo: dict | None, place: P
     return [*made, Section("Provenance", _provenance(every, demo))]
 
 
-def overview(results: Sequence[Result], place: Place, columns: int = images.COLUMNS) -> Figure:
+def overview(results: Sequence[Result], place: Place, columns: int = one_run.COLUMNS) -> Figure:
     """The first images of every method."""
     rows = [(result.name, pictures.variety(result.images, columns)) for result in results]
-    return Figure(pictures.picture_grid(rows, place("overview")), images.OVERVIEW, "Synthesised images of every method, one method in each row")
+    return Figure(pictures.picture_grid(rows, place("overview")), one_run.OVERVIEW, "Synthesised images of every method, one method in each row")
 
 
 def _method(folder: Path, result: Result, place: Place) -> list[Part]:
     def own(name: str) -> Path:
         return place(f"{folder.name}-{name}")
 
-    chapters = images.sections(result, own, LINES)[:-1]  # the provenances are at the end of the page
+    chapters = one_run.sections(result, own, LINES)[:-1]  # the provenances are at the end of the page
     inner = [part for chapter in chapters for part in (Heading(chapter.title), *chapter.parts)]
-    return [images.summary(result), *inner]
+    return [one_run.summary(result), *inner]
 
 
 def _provenance(results: Sequence[Result], demo: dict | None) -> list[Part]:
-    parts: list[Part] = [Details(f"Provenance of {result.name}", [images.provenance_table(result.images.provenance)]) for result in results]
+    parts: list[Part] = [Details(f"Provenance of {result.name}", [one_run.provenance_table(result.images.provenance)]) for result in results]
     if demo is not None and demo.get("downstream"):
-        parts.append(images.provenance_table(demo["downstream"], "Quantisation and transfer"))
+        parts.append(one_run.provenance_table(demo["downstream"], "Quantisation and transfer"))
     return parts
 
 
