@@ -1,6 +1,6 @@
 """What synthesised images are worth before they are used: does the teacher recognise them, stage by stage, and does another model?
 
-Agreement is the share of images that a model assigns to the label they were made for, confidence the probability it gives that label.
+Agreement is the fraction of images that a model assigns to the label they were made for, confidence the probability it gives that label.
 """
 
 from dataclasses import asdict, dataclass
@@ -33,7 +33,7 @@ class Verdict:
     """How another model reads the images that a teacher made."""
 
     recognition: Recognition
-    same_answer: float  # share of the images on which it names the class that the teacher names
+    same_answer: float  # fraction of the images on which it names the class that the teacher names
     reads: str  # "retained patches" or "filled images"
 
 

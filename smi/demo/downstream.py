@@ -1,7 +1,7 @@
 """What the demo's images are worth on the digits' real test split: quantised accuracy, and accuracy of a student that learned from them.
 
-The methods are independent, so two processes share them. Each is a Python of its own that leaves its figures in the folders of images: unlike a fork
-it is safe after torch has made threads, and unlike a spawn it does not run the caller's script again.
+The methods are independent, so two processes share them. Each is a Python interpreter of its own that writes its figures into the folders of images:
+unlike a fork it is safe after torch has made threads, and unlike a spawn it does not run the caller's script again.
 """
 
 import json
@@ -37,7 +37,7 @@ FRESH_BLOCKS = 2  # of the teacher's four, with norm and head
 TRANSFER_STEPS = 400
 STUDENT_BATCH = 16  # images per step: what five minutes allow
 PROCESSES = 2
-PER_IMAGE = 24  # what an image costs beside its patches, in patches; to share the work fairly
+PER_IMAGE = 24  # cost of an image beside its patches, in patches; to share the work evenly
 POLL = 0.2  # seconds
 
 
@@ -49,20 +49,20 @@ class Plan:
     transfer_steps: int  # 0: no transfer
     seed: int
     threads: int
-    parent: int  # process id; where it is gone, so is the need
+    parent: int  # process id; without it nobody waits for the figures
 
 
-def settings(transfer_steps: int) -> dict:
-    """How the figures come about, for the record."""
+def settings(transfer_steps: int) -> dict[str, Any]:
+    """How the figures are measured, for the record."""
     made = {"quantisation": {"calibration_images": CALIBRATION, "ranges": "minmax", "kind": "simulated"}}
     if transfer_steps:
-        student = f"the teacher with its last {FRESH_BLOCKS} blocks, norm and head fresh"
+        student = f"the teacher with its last {FRESH_BLOCKS} blocks, norm and head re-initialised"
         made["transfer"] = {"student": student, "preset": "adamw", "steps": transfer_steps, "batch_size": STUDENT_BATCH}
     return {**made, "measured_on": "the real test images of digits"}
 
 
 def judge_all(folders: Sequence[Path], *, transfer_steps: int, seed: int, progress: bool) -> dict[str, dict]:
-    """The figures of every folder by its name: w8a8, w4a8, transfer (shares of the real test images), and notes. Raises RunError where a process
+    """The figures of every folder by its name: w8a8, w4a8, transfer (accuracies on the real test images), and notes. Raises RunError where a process
     fails."""
     processes = min(PROCESSES, torch.get_num_threads(), len(folders))
     threads = max(1, torch.get_num_threads() // processes)
@@ -98,7 +98,7 @@ def _wait(workers: Sequence[subprocess.Popen], folders: Sequence[Path], progress
 
 
 def _shares(folders: Sequence[Path], count: int) -> list[list[Path]]:
-    """The folders dealt out, the dearest first and each to whom has least."""
+    """The folders dealt out to `count` processes, the most expensive first, each to the process with the least work."""
     costs = {folder: _cost(SparseImages.load(folder)) for folder in folders}
     shares: list[list[Path]] = [[] for _ in range(count)]
     for folder in sorted(folders, key=lambda folder: -costs[folder]):
@@ -110,7 +110,7 @@ def _cost(images: SparseImages) -> int:
     return images.index.shape[1] + PER_IMAGE
 
 
-def worth(teacher: nn.Module, images: SparseImages, real: tuple[Tensor, Tensor], transfer_steps: int, seed: int) -> dict:
+def worth(teacher: nn.Module, images: SparseImages, real: tuple[Tensor, Tensor], transfer_steps: int, seed: int) -> dict[str, Any]:
     """The figures of one method's images."""
     found: dict = {"notes": []}
     some = images[torch.linspace(0, len(images) - 1, min(CALIBRATION, len(images))).long()]  # over all trajectories and stages

@@ -36,13 +36,12 @@ def demo(
     seed: int = 0,
     progress: bool = True,
     force: bool = False,
-) -> dict:
-    """Invert the digits teacher with all methods, quantise it with the images of each and train a student on them; writes the images, demo.png,
-    demo.json with the table, and report.html into folder.
+) -> dict[str, Any]:
+    """Invert the digits teacher with all methods, quantise it with the images of each, and train a student on them.
 
-    num_images: of each method. transfer_steps: updates of a student, 0 for none. Where scikit-learn (the real digits) or torchao is missing the
-    columns that need it are left out, and the notes say so. Returns table, notes and paths as data. Raises InputError, before anything is made, where
-    folder is not empty and not `force`.
+    Writes the images, demo.png, demo.json with the table, and report.html into folder. num_images: of each method. transfer_steps: updates of a
+    student, 0 for none. Where scikit-learn (the real digits) or torchao is missing, the columns that need it are left out, and the notes say so.
+    Returns table, notes and paths as data. Raises InputError, before anything is made, where folder is not empty and not `force`.
     """
     if isinstance(transfer_steps, bool) or not isinstance(transfer_steps, int) or transfer_steps < 0:
         raise InputError(f"transfer_steps must be a whole number of at least 0, got {transfer_steps}")

@@ -59,7 +59,7 @@ class SparseImages:
 
     @property
     def sparsity(self) -> float:
-        """Share of patches that an image lacks."""
+        """Fraction of the patches that an image lacks."""
         return 1 - self.index.shape[1] / (self.grid[0] * self.grid[1])
 
     def __len__(self) -> int:

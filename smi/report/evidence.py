@@ -1,40 +1,32 @@
-"""The page of a folder of `bench.evidence`: FOLDER/config.json and FOLDER/seedN/ROW/cell.json, whatever part of it is there yet.
+"""The page of a folder of `bench.evidence`: what each method's images cost and what they are worth."""
 
-A cell is an object of columns, numbers, and of learning curves, NAME_curve: rows of step, seconds and accuracy.
-"""
-
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError
 from ..images.sparse_images import SparseImages
 from ..images.storage import MANIFEST
-from ..inversion.methods import JUDGED
 from . import pictures, plots
+from .evidence_data import Evidence, mean_curve, title
 from .one_run import COLUMNS, OVERVIEW, Place, provenance_table
 from .page import Figure, Pair, Part, Section, Table, number
-from .plots import Curve
 from .published import Ours, published_tables
 
-CONFIG, CELL = "config.json", "cell.json"
-METHODS = {method.key: method for method in JUDGED}
 UNITS = {
     "seconds": ("seconds", 1.0, 1),
     "speedup": ("speed-up", 1.0, 2),
     "gflops": ("GFLOP per image", 1.0, 2),
     "flops_ratio": ("FLOPs, counted over predicted", 1.0, 3),
 }
-QUANTISED = {  # shares, as those of the students
+QUANTISED = {  # fractions, as those of the students
     "agreement": "teacher agrees", "full": "full precision", "w8a8": "W8/A8", "w4a8": "W4/A8", "w4a4": "W4/A4", "w4a3": "W4/A3", "w2a8": "W2/A8",
 }  # fmt: skip
 TRANSFER = {"copy": "student: copy", "small": "student: small", "trunk": "student: trunk"}
 STUDENTS = {
-    "copy": "a copy of the teacher with its last blocks fresh",
-    "small": "a small fresh ViT",
-    "trunk": "a new head on a trunk that knows other classes",
+    "copy": "a copy of the teacher with its last blocks re-initialised",
+    "small": "a small untrained ViT",
+    "trunk": "a linear probe on a trunk that was trained on other classes",
 }
 
 
@@ -67,60 +59,8 @@ GROUPS = (
 )
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What is known: cells[row][seed], a row being a method."""
-
-    config: dict
-    cells: dict[str, dict[int, dict]]
-    folder: Path
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({seed for found in self.cells.values() for seed in found})
-
-    def values(self, row: str, column: str) -> list[float]:
-        """One number for each seed that has it."""
-        return [cell[column] for _, cell in sorted(self.cells[row].items()) if isinstance(cell.get(column), int | float)]
-
-    def speedups(self, row: str) -> list[float]:
-        """Over dense, seed by seed."""
-        dense = self.cells.get("dense", {})
-        pairs = [(dense[seed].get("seconds"), cell.get("seconds")) for seed, cell in sorted(self.cells[row].items()) if seed in dense]
-        return [] if row in METHODS and not METHODS[row].optimised else [of_dense / mine for of_dense, mine in pairs if of_dense and mine]
-
-
-def is_evidence(folder: Path) -> bool:
-    return (folder / CONFIG).is_file() and any(folder.glob(f"seed*/*/{CELL}"))
-
-
-def read_evidence(folder: Path) -> Evidence:
-    """Every cell that is there; raises InputError where one cannot be read."""
-    cells: dict[str, dict[int, dict]] = {}
-    config = _json(folder / CONFIG)
-    for path in sorted(folder.glob(f"seed*/*/{CELL}")):
-        seed = path.parents[1].name.removeprefix("seed")
-        if seed.isdecimal():
-            cells.setdefault(path.parent.name, {})[int(seed)] = _json(path)
-    order = [name for name in METHODS if name in cells] + sorted(cells.keys() - METHODS.keys())
-    return Evidence(config, {name: cells[name] for name in order}, folder)
-
-
-def _json(path: Path) -> dict:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object")
-    return found
-
-
-def title(row: str) -> str:
-    return METHODS[row].title if row in METHODS else row
-
-
 def summary(evidence: Evidence) -> str:
+    """What was measured, in a sentence."""
     seeds = len(evidence.seeds)
     about = evidence.config
     return (
@@ -158,17 +98,17 @@ def _comparison(evidence: Evidence, place: Place) -> list[Part]:
     spread = "mean ± standard deviation over seeds" if len(evidence.seeds) > 1 else "one seed"
     parts: list[Part] = [_table(evidence, f"Cost, {spread}", UNITS, ""), *_speedup(evidence, place)]
     for group in GROUPS:
-        chosen = {column: words for column, words in group.columns.items() if any(_of(evidence, row, column) for row in evidence.cells)}
+        chosen = {column: words for column, words in group.columns.items() if any(_values(evidence, row, column) for row in evidence.cells)}
         if chosen:
             parts.append(_table(evidence, f"{group.title}, {spread}", chosen, group.note))
-            parts.append(_shares(evidence, chosen, group.seen, place(group.name)))
+            parts.append(_accuracies(evidence, chosen, group.seen, place(group.name)))
     return parts
 
 
 def _table(evidence: Evidence, caption: str, columns: Mapping, note: str) -> Table:
-    chosen = {name: head for name, head in columns.items() if any(_of(evidence, row, name) for row in evidence.cells)}
+    chosen = {name: head for name, head in columns.items() if any(_values(evidence, row, name) for row in evidence.cells)}
     heads = [head if isinstance(head, str) else head[0] for head in chosen.values()]
-    lines = [[title(row), *(_mean(name, _of(evidence, row, name)) for name in chosen)] for row in evidence.cells]
+    lines = [[title(row), *(_mean(name, _values(evidence, row, name)) for name in chosen)] for row in evidence.cells]
     return Table(caption, ["method", *heads], lines, " ".join(filter(None, [note, "A dash: not measured, or not yet."])))
 
 
@@ -185,16 +125,16 @@ def _speedup(evidence: Evidence, place: Place) -> list[Part]:
     return [Figure(path, caption, "Bars of speed over dense inversion for each method")]
 
 
-def _shares(evidence: Evidence, columns: Mapping[str, str], caption: str, path: Path) -> Figure:
-    """A plot of some columns; the full precision is a level across."""
+def _accuracies(evidence: Evidence, columns: Mapping[str, str], caption: str, path: Path) -> Figure:
+    """A plot of some columns; full precision is a dashed line."""
     full = [value for row in evidence.cells for value in evidence.values(row, "full")]
     levels = {"the teacher itself": statistics.mean(full)} if full else {}
     points = {head: [_point(evidence.values(row, name)) for row in evidence.cells] for name, head in columns.items() if name != "full"}
-    plots.plot_shares([title(row) for row in evidence.cells], points, levels, path)
+    plots.plot_fractions([title(row) for row in evidence.cells], points, levels, path)
     return Figure(path, caption, "Points for each method: " + ", ".join(points))
 
 
-def _of(evidence: Evidence, row: str, column: str) -> list[float]:
+def _values(evidence: Evidence, row: str, column: str) -> list[float]:
     if column == "seconds" and row == "real":
         return []  # those of reading a file
     return evidence.speedups(row) if column == "speedup" else evidence.values(row, column)
@@ -232,19 +172,6 @@ def _convergence(evidence: Evidence, place: Place) -> list[Part]:
                 drawn.append(Figure(path, caption, f"Learning curves of the student '{name}' against {label}, one line for each method"))
         parts += [Pair(drawn)] if drawn else []
     return parts or ["No learning curves were measured yet."]
-
-
-def mean_curve(evidence: Evidence, row: str, student: str, axis: str) -> Curve | None:
-    """Mean over seeds of a learning curve, at the points that every seed has."""
-    curves = [cell.get(f"{student}_curve") for _, cell in sorted(evidence.cells[row].items())]
-    curves = [curve for curve in curves if curve and all(point.get(axis) is not None and point.get("accuracy") is not None for point in curve)]
-    if not curves:
-        return None
-    points = list(zip(*curves, strict=False))
-    x = [statistics.mean(point[axis] for point in same) for same in points]
-    y = [[point["accuracy"] for point in same] for same in points]
-    spread = [statistics.stdev(values) for values in y] if len(curves) > 1 else None
-    return Curve(title(row), x, [statistics.mean(values) for values in y], spread)
 
 
 def _ours(evidence: Evidence) -> Ours:

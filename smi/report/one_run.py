@@ -102,13 +102,13 @@ def patch_parts(result: Result, place: Place) -> list[Part]:
     if images.sparsity == 0:
         return ["Every image has all its patches."]
     chosen = [round(i * (result.stages - 1) / max(1, min(MAPS, result.stages) - 1)) for i in range(min(MAPS, result.stages))]
-    maps = [(f"stage {stage + 1}" if result.stages > 1 else "all images", retained_share(images, stage)) for stage in chosen]
-    share = f"By chance every cell would have {1 - images.sparsity:.0%}."
+    maps = [(f"stage {stage + 1}" if result.stages > 1 else "all images", retained_fraction(images, stage)) for stage in chosen]
+    chance = f"By chance every cell would have {1 - images.sparsity:.0%}."
     parts: list[Part] = [
         Figure(
             plots.plot_maps(maps, place("retained")),
-            f"In which share of the images each cell of the {images.grid[0]}×{images.grid[1]} grid is retained"
-            f"{', stage by stage' if result.stages > 1 else ''}. {share}",
+            f"In which fraction of the images each cell of the {images.grid[0]}×{images.grid[1]} grid is retained"
+            f"{', stage by stage' if result.stages > 1 else ''}. {chance}",
             f"Maps of how often each patch is retained by {result.name}",
         )
     ]
@@ -119,8 +119,8 @@ def patch_parts(result: Result, place: Place) -> list[Part]:
     return parts
 
 
-def retained_share(images: SparseImages, stage: int) -> Tensor:
-    """float64 [rows, columns]: share of the images of a stage that have each cell."""
+def retained_fraction(images: SparseImages, stage: int) -> Tensor:
+    """float64 [rows, columns]: the fraction of the images of a stage that have each cell."""
     index = images.index[images.stage == stage]
     counts = torch.bincount(index.flatten(), minlength=images.grid[0] * images.grid[1])
     return counts.double().div(max(1, len(index))).view(images.grid)
@@ -191,7 +191,7 @@ def progress_parts(result: Result, place: Place) -> list[Part]:
 
 
 def provenance_table(provenance: dict, caption: str = "Everything that decided the images") -> Table:
-    """Every setting of a run."""
+    """Every setting of a run, a row each."""
     return Table(caption, ["setting", "value"], list(_flat(provenance)), words=True)
 
 

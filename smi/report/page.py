@@ -1,4 +1,4 @@
-"""The page as data, and what makes one HTML file of it: pictures are embedded, nothing is fetched."""
+"""The page as data, and how it becomes one HTML file: pictures are embedded, nothing is fetched."""
 
 import base64
 import datetime
@@ -91,6 +91,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
+        """The name by which links find it."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
@@ -111,7 +112,7 @@ def number(value: float | None, digits: int = 1, suffix: str = "") -> str:
 
 
 def per_cent(value: float | None, digits: int = 1) -> str:
-    """A share as per cent."""
+    """A fraction as per cent."""
     return number(None if value is None else 100 * value, digits, "\u00a0%")
 
 

@@ -1,4 +1,4 @@
-"""The plots of the page. Each writes one PNG and returns its path."""
+"""The plots of the page. Each function writes one PNG and returns its path."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ BAR = 0.8  # of the room between two groups of bars
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a plot; `spread` is a deviation on either side."""
+    """One line of a plot; `spread` is a standard deviation on either side."""
 
     name: str
     x: Sequence[float]
@@ -29,7 +29,7 @@ class Curve:
 
 
 def save(figure, path: str | Path) -> Path:
-    """Written whole or not at all; raises RunError where it cannot be."""
+    """Write a figure as PNG, whole or not at all; raises RunError where that fails."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,9 +47,9 @@ def new_figure(width: float, height: float):
 
 
 def plot_maps(maps: Sequence[tuple[str, Tensor]], path: Path) -> Path:
-    """Shares [rows, columns] of a patch grid, one map for each title, on one scale from 0."""
+    """Fractions [rows, columns] of a patch grid, one map for each title, on one scale from 0."""
     most = max(float(values.max()) for _, values in maps)
-    figure, bar = _maps(maps, (0.0, most), "viridis", "share of images")
+    figure, bar = _maps(maps, (0.0, most), "viridis", "fraction of images")
     bar.ax.yaxis.set_major_formatter(_per_cent())
     return save(figure, path)
 
@@ -141,13 +141,13 @@ def plot_bars(groups: Sequence[str], series: Mapping[str, Sequence[float | None]
     return save(figure, path)
 
 
-def plot_shares(
+def plot_fractions(
     groups: Sequence[str],
     series: Mapping[str, Sequence[tuple[float, float] | None]],
     levels: Mapping[str, float],
     path: Path,
 ) -> Path:
-    """For each group a point in every series, (share, deviation) or None, on a scale of per cent. levels: dashed lines across."""
+    """For each group a point in every series, (fraction, standard deviation) or None, on a scale of per cent. levels: dashed lines across."""
     figure = new_figure(max(5.5, 1.0 + 0.95 * len(groups)), 4.4)
     axis = figure.subplots()
     for number, (name, values) in enumerate(series.items()):
@@ -169,7 +169,7 @@ def plot_shares(
 
 
 def plot_curves(curves: Sequence[Curve], path: Path, *, xlabel: str, ylabel: str) -> Path:
-    """Lines with their deviation, on a scale of per cent."""
+    """Lines with their standard deviation, on a scale of per cent."""
     figure = new_figure(5.6, 4.0)
     axis = figure.subplots()
     for number, curve in enumerate(curves):

@@ -43,7 +43,7 @@ TITLES = {"full": "the model itself", **{method.key: method.title for method in 
 
 @dataclass(frozen=True)
 class Ours:
-    """What was measured here, by method as in `TITLES`; shares as fractions."""
+    """What was measured here, by method as in `TITLES`; accuracies as fractions."""
 
     model: str  # what the figures are of, in words
     speedups: Mapping[str, float]  # finished images per second over dense

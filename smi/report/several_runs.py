@@ -14,8 +14,8 @@ from .published import Ours, published_tables
 DEMO = "demo.json"
 FORMAT = "smi.demo/1"
 LINES = 3  # of images of each method
-SAME = 0.01  # shares that differ by no more say nothing about the methods
-SHARES = {"agreement": "teacher agrees", "w8a8": "W8/A8", "w4a8": "W4/A8", "transfer": "student"}  # columns of the table that are shares
+SAME = 0.01  # fractions that differ by no more say nothing about the methods
+FRACTIONS = {"agreement": "teacher agrees", "w8a8": "W8/A8", "w4a8": "W4/A8", "transfer": "student"}  # columns of the table
 
 
 def image_folders(folder: Path) -> list[Path]:
@@ -85,12 +85,12 @@ def _facts(results: Sequence[Result]) -> Table:
 def _comparison(demo: dict, place: Place) -> list[Part]:
     """The demo's table and its two plots."""
     table, settings = demo["table"], demo.get("settings", {})
-    shares = [name for name in SHARES if any(row.get(name) is not None for row in table)]
-    columns = ["method", "sparsity", "images", "seconds", "images/s", "speed-up", "FLOPs predict", *(SHARES[name] for name in shares)]
+    fractions = [name for name in FRACTIONS if any(row.get(name) is not None for row in table)]
+    columns = ["method", "sparsity", "images", "seconds", "images/s", "speed-up", "FLOPs predict", *(FRACTIONS[name] for name in fractions)]
     rows = [
         [
             row["method"], per_cent(row["sparsity"], 0), str(row["images"]), number(row.get("seconds")), number(row.get("images_per_second")),
-            factor(row.get("speedup")), factor(row.get("flops_speedup")), *(per_cent(row.get(name)) for name in shares),
+            factor(row.get("speedup")), factor(row.get("flops_speedup")), *(per_cent(row.get(name)) for name in fractions),
         ]
         for row in table
     ]  # fmt: skip
@@ -107,13 +107,13 @@ def _comparison(demo: dict, place: Place) -> list[Part]:
             "The difference is work that does not shrink with the patches."
         )
         parts.append(Figure(path, caption, "Bars of speed over dense inversion, measured and predicted, for each method"))
-    if shares:
-        points = {SHARES[name]: [None if row.get(name) is None else (row[name], 0.0) for row in table] for name in shares}
+    if fractions:
+        points = {FRACTIONS[name]: [None if row.get(name) is None else (row[name], 0.0) for row in table] for name in fractions}
         levels = {} if demo.get("full") is None else {"the teacher itself": demo["full"]}
-        path = plots.plot_shares([row["method"] for row in table], points, levels, place("accuracy"))
+        path = plots.plot_fractions([row["method"] for row in table], points, levels, place("accuracy"))
         caption = (
-            "What the images are worth: the share that the teacher assigns to their label, and on the real test images the accuracy of the teacher "
-            "quantised with them and of a student that learned from them."
+            "What the images are worth: the fraction that the teacher assigns to their label, and on the real test images the accuracy of the "
+            "teacher quantised with them and of a student that learned from them."
         )
         parts.append(Figure(path, caption, "Points of agreement, quantised accuracy and student accuracy for each method"))
     return parts

@@ -1,18 +1,21 @@
 """`smi report`: what a folder holds, as one self-contained page and the pictures beside it."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, RunError
 from ..files import output_folder, write_text
 from ..images.storage import MANIFEST
-from . import evidence, one_run, several_runs
+from . import evidence, evidence_data, one_run, several_runs
 from .judge import Judge
-from .page import MARK, render
+from .one_run import Place
+from .page import MARK, Section, render
 
 PAGE, PICTURES = "report.html", "report"
 
 
-def write_report(folder: str | Path, output: str | Path | None = None, *, model: str | None = None, checkpoint: Path | None = None) -> dict:
+def write_report(folder: str | Path, output: str | Path | None = None, *, model: str | None = None, checkpoint: Path | None = None) -> dict[str, Any]:
     """Write OUTPUT/report.html, everything embedded, and its pictures to OUTPUT/report/; OUTPUT is `folder` when None.
 
     folder: what `smi invert` wrote; a folder of several such folders, as `smi demo` writes with its table; or one of `bench.evidence`. model,
@@ -42,14 +45,14 @@ def write_report(folder: str | Path, output: str | Path | None = None, *, model:
     return {"report": str(page), "pictures": [str(path) for path in drawn]}
 
 
-def _chapters(folder: Path, judge: Judge):
+def _chapters(folder: Path, judge: Judge) -> tuple[str, str, Callable[[Place], list[Section]]]:
     """Title, summary, and a function of `place` that draws the pictures and gives the sections."""
     name = folder.resolve().name
     if (folder / MANIFEST).is_file():
         result = one_run.read_result(folder, name, judge)
         return one_run.title(result.images), one_run.summary(result), lambda place: one_run.sections(result, place)
-    if evidence.is_evidence(folder):
-        found = evidence.read_evidence(folder)
+    if evidence_data.is_evidence(folder):
+        found = evidence_data.read_evidence(folder)
         return f"Evidence in {name}", evidence.summary(found), lambda place: evidence.sections(found, place)
     folders = several_runs.image_folders(folder)
     if not folders:
@@ -57,7 +60,7 @@ def _chapters(folder: Path, judge: Judge):
     return _several(folder, folders, judge)
 
 
-def _several(folder: Path, folders: list[Path], judge: Judge):
+def _several(folder: Path, folders: list[Path], judge: Judge) -> tuple[str, str, Callable[[Place], list[Section]]]:
     demo = several_runs.read_demo(folder)
     titles = {} if demo is None else {row["folder"]: row["method"] for row in demo["table"]}
     order = [folder / name for name in titles if folder / name in folders]  # as in the table

@@ -14,7 +14,7 @@ from smi.cli.main import run
 from smi.errors import InputError, RunError
 from smi.inversion.snapshots import FILE
 from smi.report import one_run, pictures, write_report
-from smi.report.evidence import mean_curve, read_evidence
+from smi.report.evidence_data import mean_curve, read_evidence
 from smi.report.page import MARK
 from smi.report.several_runs import DEMO, FORMAT
 from smi.teachers import digits
@@ -292,7 +292,7 @@ def test_a_place_that_cannot_be_written(runs, tmp_path, capsys, monkeypatch):
 
 def test_retained_shares_and_stages(runs):
     images = smi.SparseImages.load(runs / "pri4")
-    shares = [one_run.retained_share(images, stage) for stage in range(4)]
+    shares = [one_run.retained_fraction(images, stage) for stage in range(4)]
     assert torch.stack(shares).sum(0) == pytest.approx(1.0), "the stages of a trajectory share out all its patches"
     assert shares[0].shape == (8, 8)
     first = images[(images.trajectory == 0) & (images.stage == 2)].index.flatten()
