@@ -1,4 +1,14 @@
-"""Data-free inversion of Vision Transformers: dense, sparse (SMI) and patch rebirth (PRI)."""
+"""Data-free inversion of Vision Transformers: dense, sparse (SMI) and patch rebirth (PRI).
+
+    images = smi.invert(model, method="pri", division=7, num_images=128)    a timm ViT to SparseImages
+    logits = smi.forward_sparse(model, images)                              of the retained patches alone
+    quantised = smi.quantize(model, images)                                 calibrated without data
+    result = smi.distill(model, student, images)                            a student learns from them
+
+`invert_batches`, `Schedule`, `Event`, `Iteration`, `default_losses`, `smi.losses` and `smi.importance` are for inversions of one's own; `drop_in` and
+`accelerate` put the engine behind existing calls; `evaluate` judges images. A request that cannot be met raises `InputError`, a run that fails
+`RunError`.
+"""
 
 import sys
 from pathlib import Path

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .images.patches import from_patches
-from .images.readers import Reader, logits, reader
+from .images.readers import Reader, logits, make_reader
 from .images.sparse_images import SparseImages
 from .random_streams import generator
 
@@ -163,7 +163,7 @@ def _stages(images: SparseImages) -> int:
 
 def _answers(model: nn.Module, images: SparseImages, device: torch.device, role: str) -> tuple[Tensor, Reader]:
     model = model.to(device).eval()
-    read = reader(model, images, role)
+    read = make_reader(model, images, role)
     if int(images.labels.max()) >= read.num_classes:
         raise InputError(f"the images have labels up to {int(images.labels.max())}, but {role} has {read.num_classes} classes")
     return logits(read, images, device), read

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..images.readers import Reader, logits, reader
+from ..images.readers import Reader, logits, make_reader
 from ..models.folder import load_weights
 from ..models.vit import describe
 from ..random_streams import generator
@@ -101,8 +101,8 @@ class _Distillation:
         self.pool = Pool(images, settings.refresh_every, settings.holdout, settings.seed, self.folder)
         self.student = copy.deepcopy(student).to(self.device)
         self.teacher = copy.deepcopy(teacher).to(self.device).eval()
-        self.read_teacher = reader(self.teacher, self.pool.images, "the teacher", frozen=True)
-        self.read_student = reader(self.student, self.pool.images, "the student")
+        self.read_teacher = make_reader(self.teacher, self.pool.images, "the teacher", frozen=True)
+        self.read_student = make_reader(self.student, self.pool.images, "the student")
         self._check_models()
         self._check_evaluation()
         if settings.head_only:

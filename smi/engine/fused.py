@@ -5,8 +5,8 @@ computed for the tokens that the heads read, which is exact. Saved activations, 
 argument, or its derivative) + 2d (inputs of the two norms). `recompute` saves 44 % of them, the 4d, for 17 % more FLOPs.
 
 A model is cut in two. The trunk is all blocks, by the layers of `kernels.layers.cpp` or `kernels.layers.dispatched`. The calls of the former are
-recorded once for memory that stays; then each thread runs the whole recorded sequence on its share of the batch (`kernels.layers.recorded_pass`), as
-a CUDA graph is replayed on a GPU (`inversion.graph`). The tail is the last norm and the heads: small, left to autograd.
+recorded once for memory that stays; then each thread runs the whole recorded sequence on its share of the batch (`kernels.layers.recorded_pass`),
+as a CUDA graph is replayed on a GPU. The tail is the last norm and the heads: small, left to autograd.
 """
 
 from collections.abc import Callable

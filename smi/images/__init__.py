@@ -1,1 +1,1 @@
-"""Sparse images: the result type, its storage, export, and the ways to feed it to a model."""
+"""Sparse images: the result type, its format on disk, export, and how models read it."""

@@ -13,9 +13,9 @@ from .sparse_images import SparseImages
 def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor], batch_size: int = 128) -> Tensor:
     """Logits [M, classes] of a timm ViT on sparse images: CLS and the retained tokens, nothing else.
 
-    images: SparseImages, or (patches [M, n, C, p, p], index [M, n]) as its dataset gives them. batch_size: images at a time. Differentiable in the
-    model's weights and the patches where gradients are enabled; dropout and stochastic depth are off. Raises InputError where the patches do not fit
-    the model.
+    images: SparseImages, or (patches [M, n, C, p, p], index [M, n]) as its dataset gives them. batch_size: images at a time. Where gradients are
+    enabled the logits are differentiable in the model's weights and in the patches. Dropout and stochastic depth are off. Raises InputError where the
+    patches do not fit the model.
     """
     patches, index = (images.patches, images.index) if isinstance(images, SparseImages) else images
     unused = (1.0,) * getattr(model, "in_chans", patches.shape[2])  # patches are normalised already: the model's statistics play no part

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def to_patches(images: Tensor, patch_size: int) -> Tensor:
-    """[B, C, H, W] to [B, N, C, p, p]."""
+    """Images [B, C, H, W] to all their patches [B, N, C, p, p]."""
     cells = images.unfold(2, patch_size, patch_size).unfold(3, patch_size, patch_size)  # [B, C, rows, columns, p, p]
     return cells.permute(0, 2, 3, 1, 4, 5).flatten(1, 2).contiguous()
 

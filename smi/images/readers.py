@@ -1,4 +1,4 @@
-"""How any model reads sparse images: a ViT on the same patch grid from the retained patches alone, every other model from the filled image."""
+"""How a model reads sparse images: a ViT on their patch grid the retained patches alone, any other model the filled image."""
 
 import copy
 import warnings
@@ -17,25 +17,25 @@ from .sparse_images import SparseImages
 
 
 class DenseFillWarning(UserWarning):
-    """A model sees missing patches as the training mean, which is none of the images it was trained on."""
+    """A model sees missing patches as the training mean, and was trained on no such images."""
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """Logits [B, classes] of a model on patches [B, n, C, p, p] at cells index [B, n], normalised as the images are."""
+    """Called with patches [B, n, C, p, p] at cells index [B, n], normalised as the images are, it gives the model's logits [B, classes]."""
 
     model: nn.Module
     grid: tuple[int, int]
-    sparse: bool  # the retained patches alone
+    sparse: bool  # the model reads the retained patches alone
     scale: Tensor | None  # [C], from the normalisation of the images to that of the model; None where they are the same
     shift: Tensor | None
     num_classes: int
-    fast: Callable[[Tensor, Tensor], Tensor] | None = None  # the fused engine, for a model that is not trained
+    fused: Callable[[Tensor, Tensor], Tensor] | None = None  # the fused engine's pass, for a model that is not trained
 
     def __call__(self, patches: Tensor, index: Tensor) -> Tensor:
         if self.sparse:
             patches = self._renormalised(patches, 2)
-            return self.fast(patches, index) if self.fast else forward_sparse(self.model, (patches, index), batch_size=len(patches))
+            return self.fused(patches, index) if self.fused else forward_sparse(self.model, (patches, index), batch_size=len(patches))
         dense = from_patches(patches, index, self.grid, torch.zeros(patches.shape[2]))
         return self.model(self._renormalised(dense, 1))
 
@@ -47,10 +47,10 @@ class Reader:
         return pixels * self.scale.to(pixels).view(shape) + self.shift.to(pixels).view(shape)
 
 
-def reader(model: nn.Module, images: SparseImages, role: str = "the model", frozen: bool = False) -> Reader:
-    """How `model` reads these images; role is its name in errors. frozen: its weights stay as they are now, and no gradients are asked of it.
+def make_reader(model: nn.Module, images: SparseImages, role: str = "the model", frozen: bool = False) -> Reader:
+    """The reader of these images by a model. role: its name in errors. frozen: its weights stay as they are now, and it needs no gradients.
 
-    Warns where missing patches have to be filled. Raises InputError where the model cannot take the images, with what does not fit.
+    Warns (DenseFillWarning) where missing patches are filled. Raises InputError where the model cannot take the images, with what does not fit.
     """
     if not len(images):
         raise InputError("there are no images")
@@ -67,12 +67,12 @@ def reader(model: nn.Module, images: SparseImages, role: str = "the model", froz
             stacklevel=3,
         )
     scale, shift = _statistics(model, images)
-    made = Reader(model, images.grid, sparse, scale, shift, 0)
-    return replace(made, num_classes=_classes(made, images, role), fast=_fused(model, channels) if frozen and sparse else None)
+    made = Reader(model, images.grid, sparse, scale, shift, num_classes=0)
+    return replace(made, num_classes=_num_classes(made, images, role), fused=_fused_pass(model, channels) if frozen and sparse else None)
 
 
-def _fused(model: nn.Module, channels: int) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The fused engine's forward pass in the model's own precision; None for one that it does not compute in."""
+def _fused_pass(model: nn.Module, channels: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """The fused engine's forward pass in float32; None for a model of another precision."""
     weight = next(model.parameters())
     if weight.dtype != torch.float32:
         return None
@@ -83,6 +83,7 @@ def _fused(model: nn.Module, channels: int) -> Callable[[Tensor, Tensor], Tensor
 
 
 def _same_grid(model: nn.Module, images: SparseImages) -> bool:
+    """Whether the model is a supported ViT on the images' grid of patches."""
     channels = images.patches.shape[2]
     try:
         vit = describe(model, mean=(0.0,) * channels, std=(1.0,) * channels)
@@ -101,10 +102,10 @@ def _statistics(model: nn.Module, images: SparseImages) -> tuple[Tensor | None, 
     return mine[1] / theirs[1], (mine[0] - theirs[0]) / theirs[1]
 
 
-def _classes(made: Reader, images: SparseImages, role: str) -> int:
-    """Width of the model's answer to one image."""
+def _num_classes(made: Reader, images: SparseImages, role: str) -> int:
+    """Width of the model's logits for one image."""
     one = images[:1].to(next(made.model.parameters()).device)
-    probe = made if made.sparse else replace(made, model=copy.deepcopy(made.model).eval())
+    probe = made if made.sparse else replace(made, model=copy.deepcopy(made.model).eval())  # a pass in training mode would change batch statistics
     try:
         with torch.no_grad():
             logits = probe(one.patches.float(), one.index)
@@ -119,6 +120,6 @@ def _classes(made: Reader, images: SparseImages, role: str) -> int:
 
 @torch.no_grad()
 def logits(read: Callable[[Tensor, Tensor], Tensor], images: SparseImages, device: torch.device | str, batch_size: int = 256) -> Tensor:
-    """Logits [M, classes] on the CPU, a batch at a time."""
+    """Logits [M, classes] of all images on the CPU, computed a batch at a time on `device`."""
     parts = zip(images.patches.split(batch_size), images.index.split(batch_size), strict=True)
     return torch.cat([read(patches.to(device).float(), index.to(device)).float().cpu() for patches, index in parts])
