@@ -5,7 +5,6 @@ import json
 import warnings
 
 import pytest
-import timm
 import torch
 from torch import nn
 
@@ -19,10 +18,9 @@ from smi.errors import InputError, RunError
 from smi.images.patches import from_patches, to_patches
 from smi.images.readers import DenseFillWarning
 from smi.images.sparse_images import SparseImages
-from smi.models.folder import load_model_folder, record_of, save_model
 from smi.models.vit import describe
 from smi.teachers import digits
-from tests.conftest import VARIANTS, small_vit
+from tests.conftest import small_vit
 from tests.smi.distillation.distilling import QUICK, make_images
 
 pytestmark = pytest.mark.fast
@@ -307,40 +305,6 @@ def test_images_of_another_model_or_none_at_all(vit, images):
 def test_divergence_that_explodes_is_said(vit, images):
     with pytest.raises(RunError, match="lower the learning rate"):
         smi.distill(vit, small_student(vit), images, **{**QUICK, "preset": "published", "steps": 200}, lr=1e6)
-
-
-# models in folders
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_models_come_back_from_their_folder(name, tmp_path):
-    model = small_vit(**VARIANTS[name])
-    save_model(model, tmp_path, {"made": "here"})
-    back = load_model_folder(tmp_path)
-    x = torch.randn(2, model.in_chans, *model.patch_embed.img_size)
-    with torch.no_grad():
-        assert torch.equal(model(x), back(x))
-    assert describe(back).mean == describe(model).mean
-    assert record_of(tmp_path) == {"made": "here"}
-
-
-def test_timm_models_come_back_by_their_name(tmp_path):
-    model = timm.create_model("test_resnet", num_classes=3, in_chans=1).eval()
-    save_model(model, tmp_path)
-    x = torch.randn(1, 1, 32, 32)
-    with torch.no_grad():
-        assert torch.equal(model(x), load_model_folder(tmp_path)(x))
-    with pytest.raises(InputError, match="cannot be written to a folder"):
-        save_model(Convolutional(), tmp_path)
-
-
-def test_damaged_folders(tmp_path):
-    with pytest.raises(InputError, match="holds no model"):
-        load_model_folder(tmp_path)
-    save_model(small_vit(), tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(InputError, match="is damaged"):
-        load_model_folder(tmp_path)
 
 
 # the command

@@ -14,6 +14,8 @@ from smi.teachers import train_cifar10
 from smi.teachers.cifar10_batches import _jitter, batch, read_cifar10
 from smi.teachers.cifar10_recipe import Recipe, kept_share
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
