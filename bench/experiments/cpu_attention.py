@@ -26,7 +26,7 @@ from smi.console import print_table
 from smi.csrc import host
 from smi.kernels import versions
 from smi.kernels.attention import attention, cpu
-from smi.kernels.layers.recorded_pass import WHOLE
+from smi.kernels.cpp_calls import WHOLE_BATCH
 from smi.kernels.timing import quantiles
 
 from ..tables.experiments import CPU_ATTENTION
@@ -63,7 +63,7 @@ def kernels_step(qkv: Tensor, grad: Tensor) -> Callable:
 
     def run() -> None:
         for function in functions:
-            function(ctypes.byref(params), WHOLE)
+            function(ctypes.byref(params), WHOLE_BATCH)
 
     run.tensors = tensors  # whose addresses are in params
     return run

@@ -14,7 +14,7 @@ from pathlib import Path
 from smi.console import print_table
 from smi.demo import demo
 from smi.errors import InputError
-from smi.report.runs import read_demo
+from smi.report.several_runs import read_demo
 
 from ..tables.experiments import DEMO
 from ..tables.rows import measurements

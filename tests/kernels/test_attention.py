@@ -117,7 +117,7 @@ def test_stock_in_16_bits(n, width, options, dtype, device):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_stock_by_batched_products(options, dtype, monkeypatch, device):
     """What it does where PyTorch has no fused kernel: an older GPU, for example."""
-    monkeypatch.setattr(stock, "choose", lambda *args: stock.PRODUCTS)
+    monkeypatch.setattr(stock, "choose", lambda *args: stock.GEMMS)
     check("stock", arguments(47, 24, options, device=device), dtype)
 
 

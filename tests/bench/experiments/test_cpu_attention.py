@@ -11,7 +11,7 @@ QUICK = ["--tokens=5", "--batch=1", "--heads=2", "--width=16", "--threads=1", "-
 
 
 def test_a_row_of_every_side(tmp_path, monkeypatch, capsys):
-    if reason := host.why_not():
+    if reason := host.CPU.why_not():
         pytest.skip(reason)
     results = tmp_path / "results.jsonl"
     monkeypatch.setattr(result_rows, "results_file", lambda device: results)
