@@ -11,7 +11,7 @@
     python -m bench.check --slow 1.3         plant a regression of 30 %: every ratio must be reported
 
 Baselines are in bench/baseline/: exact.json for all machines, and ratios for a class of processors. On a GPU the times of our steps are held against
-the committed rows of the same device instead (bench/results/<device>.jsonl). bench/gates/judging.py says why the ratios are stable on a busy machine.
+the committed rows of the same device instead (bench/results/<device>.jsonl). bench/gates/ratios.py says why the ratios are stable on a busy machine.
 """
 
 import argparse

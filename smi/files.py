@@ -1,4 +1,9 @@
-"""Files are replaced whole or not at all; folders for output hold nothing that the caller would lose."""
+"""Files are replaced whole or not at all; folders for output hold nothing that the caller would lose.
+
+`force` deletes no file of the caller's own. It allows a folder that is not empty, in which then an inversion replaces the parts that images.json
+names (images/storage.py), an export the files of an earlier export (images/export.py), and a distillation what it had written
+(distillation/run_folder.py).
+"""
 
 import json
 import uuid

@@ -9,7 +9,7 @@ from ..cases import suites
 from ..measuring import record
 from ..measuring.ceilings import ceilings_by_dtype
 from ..measuring.inversions import measure_step
-from .judging import slower
+from .ratios import slower
 
 CASES = 4  # the first ones of the suite
 SECONDS = 20.0  # each

@@ -1,7 +1,16 @@
-"""Ratios: how many times faster our step is than the baselines', held against those of bench/baseline/ or of another commit."""
+"""Ratios: how many times faster our step is than the baselines', held against those of bench/baseline/ or of another commit.
+
+Why the ratios are stable on a machine that does other work:
+- both sides run in the same process in turn, so that what slows the machine slows both;
+- processor time instead of wall time, in one thread: waiting for a processor does not count, nor do threads that spin while they wait for another;
+- a sample is the smallest of a few calls, so that an interruption which emptied the caches does not count either;
+- an objection needs the medians a threshold apart AND disjoint 20-80 % bands, and has to be repeated in a second, longer measurement.
+What they cannot see: a loss of parallelism, or sleeping. The suites, which measure wall time with all threads, do.
+"""
 
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +20,18 @@ import torch
 
 from smi.console import print_table
 from smi.files import write_json
-from smi.kernels.timing import Quantiles
+from smi.kernels.timing import Quantiles, quantiles
 
 from ..cases.suites import BASE, TINY, final_smi
 from ..measuring.record import device_class, origin
 from ..sides.fast_dtype import fast_dtype
 from ..sides.make import build_model, make_step
 from .another_commit import ratios_at
-from .judging import Verdict, judge, speedups
+
+THRESHOLD = 1.15  # half way, in proportion, to the 30 % that must be caught
+ROUNDS, MORE_ROUNDS = 9, 25  # of the first measurement, and of the one after a suspicion
+CALLS = 3  # of which a sample is the smallest
+LEAST_SECONDS = 0.02  # that a call takes; shorter ones are repeated
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,79 @@ def sides_of(case: RatioCase, others: tuple[str, ...], dtype: str = "auto", vari
         dtype = str(fast_dtype(torch.device("cpu"))).removeprefix("torch.")
     steps = {side: make_step(side, model, case.batch, case.active, dtype=dtype, variant=variant) for side in ("ours", *others)}
     return Sides(steps, dtype, steps["compiled"].variant if "compiled" in steps else variant)
+
+
+class Verdict(NamedTuple):
+    """A ratio now and in the baseline; `before` is None where there is none."""
+
+    name: str
+    now: Quantiles
+    before: Quantiles | None
+    regressed: bool
+
+
+def seconds(run: Callable[[], object], calls: int, repeats: int, clock: Callable[[], float]) -> float:
+    """The smallest of a few samples of `repeats` calls each, per call."""
+    best = float("inf")
+    for _ in range(calls):
+        began = clock()
+        for _ in range(repeats):
+            run()
+        best = min(best, clock() - began)
+    return best / repeats
+
+
+def speedups(
+    mine: Callable[[], object], other: Callable[[], object], rounds: int, clock: Callable[[], float] = time.process_time, slow: float = 1.0
+) -> list[float]:
+    """How many times faster `mine` is than `other`, round by round, who goes first alternating.
+
+    slow: plants a regression, our side then works so many times as long.
+    """
+    mine = slowed(mine, slow, clock) if slow > 1 else mine
+    runs = (mine, other)
+    repeats = []
+    for run in runs:
+        run()
+        repeats.append(max(1, round(LEAST_SECONDS / max(seconds(run, 1, 1, clock), 1e-6))))
+    ratios = []
+    for i in range(rounds):
+        taken = {}
+        for place in ((0, 1), (1, 0))[i % 2]:
+            taken[place] = seconds(runs[place], CALLS, repeats[place], clock)
+        ratios.append(taken[1] / taken[0])
+    return ratios
+
+
+def slowed(run: Callable[[], object], slow: float, clock: Callable[[], float]) -> Callable[[], None]:
+    """`run`, followed by useless work for (slow - 1) times as long."""
+
+    def longer() -> None:
+        began = clock()
+        run()
+        end = began + slow * (clock() - began)
+        while clock() < end:
+            sum(range(100))
+
+    return longer
+
+
+def regressed(now: Quantiles, before: Quantiles, threshold: float = THRESHOLD) -> bool:
+    """Whether a speed-up fell: the median by the threshold, and the bands apart."""
+    return now.median * threshold < before.median and now.high < before.low
+
+
+def slower(now: Quantiles, before: Quantiles, threshold: float = THRESHOLD) -> bool:
+    """The same for times, which rise."""
+    return now.median > threshold * before.median and now.low > before.high
+
+
+def judge(name: str, sample: Callable[[int], list[float]], before: Quantiles | None) -> Verdict:
+    """Measure by `sample(rounds)`; where that looks like a regression measure again, longer, and believe the second."""
+    now = quantiles(sample(ROUNDS))
+    if before is not None and regressed(now, before):
+        now = quantiles(sample(MORE_ROUNDS))
+    return Verdict(name, now, before, before is not None and regressed(now, before))
 
 
 def check_ratios(

@@ -71,10 +71,12 @@ def _completed(settings: Settings, preset: Preset) -> Settings:
     if iterations is None:
         iterations = preset.iterations if settings.schedule is None else getattr(settings.schedule, "iterations", Preset.iterations)
     if losses is not None and not losses:
-        raise InputError("losses must hold at least one function, or be None for the published loss")
+        raise InputError("losses must hold at least one function, or be None for the method's own")
     losses = preset.losses if losses is None else losses
     if losses != "default" and tv_weight is not None:
-        raise InputError("pass losses or tv_weight, not both: a list of losses brings its own total variation")
+        if settings.losses is None:
+            raise InputError(f"tv_weight belongs to the default loss: method '{settings.method}' brings its own total variation")
+        raise InputError("pass losses or tv_weight, not both: losses bring their own total variation")
     if losses == "default" and tv_weight is None:
         tv_weight = TV_WEIGHT
     lr, betas = preset.lr if settings.lr is None else settings.lr, preset.betas if settings.betas is None else settings.betas
@@ -88,7 +90,7 @@ def check_settings(settings: Settings, least_iterations: int = 1) -> None:
     check_whole("seed", settings.seed, 0)
     check_whole("iterations", settings.iterations, least_iterations)
     jitter, lr, betas, tv_weight, limit = settings.jitter, settings.lr, settings.betas, settings.tv_weight, settings.max_memory
-    if jitter is not None and not (isinstance(jitter, int) and jitter >= 0):
+    if jitter is not None and (isinstance(jitter, bool) or not isinstance(jitter, int) or jitter < 0):
         raise InputError(f"jitter must be a whole number of pixels of at least 0, got {jitter}")
     if not lr > 0 or not all(0 <= beta < 1 for beta in betas):  # type: ignore[operator,union-attr]  # completed
         raise InputError(f"lr must be positive and both betas from 0 up to 1, got {lr} and {betas}")
@@ -122,7 +124,8 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
             raise RuntimeError("neither a CPU nor a CUDA GPU")
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device '{device}' cannot be used here: try 'cpu'{' or cuda' if torch.cuda.is_available() else ''}") from error
+        usable = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
+        raise InputError(f"device '{device}' cannot be used here: try {usable}") from error
     return chosen
 
 
@@ -132,13 +135,15 @@ def _engine(settings: Settings, losses: Sequence[Loss]) -> str:
     if name is None:
         name = "reference" if taps or dtype == "float64" else "fused"
     if name not in DTYPES:
-        raise InputError(f"engine '{name}' is not known: it must be {' or '.join(DTYPES)}")
+        raise InputError(f"unknown engine '{name}': it must be {' or '.join(DTYPES)}")
     if dtype not in DTYPES[name]:
-        raise InputError(f"dtype '{dtype}' is not supported by the {name} engine: it must be {', '.join(DTYPES[name])}")
+        why = ", which the loss needs" if taps and settings.engine is None else ""
+        *others, last = DTYPES[name]
+        raise InputError(f"dtype '{dtype}' is not supported by the {name} engine{why}: it must be {', '.join(others)} or {last}")
     if name == "fused" and taps:
-        raise InputError("a loss needs the attention outputs of every block, which only engine='reference' keeps")
+        raise InputError("a loss needs the attention outputs of every block, which only engine='reference' keeps (--engine reference)")
     if name != "fused" and settings.recompute:
-        raise InputError("recompute needs the fused engine: the reference saves what autograd does")
+        raise InputError("recompute needs the fused engine: autograd decides what the reference saves")
     return name
 
 
@@ -201,6 +206,6 @@ def _labels(labels: Sequence[int] | Tensor | None, trajectories: int, classes: i
         raise InputError("labels must name at least one class, or be None to draw them")
     if given.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64) or not 0 <= int(given.min()) <= int(given.max()) < classes:
         raise InputError(
-            f"labels must be whole numbers from 0 to {classes - 1}, the model has {classes} classes; got {sorted(set(given.tolist()))[:10]}"
+            f"labels must be whole numbers from 0 to {classes - 1}, because the model has {classes} classes, got {sorted(set(given.tolist()))[:10]}"
         )
     return given.long()[torch.arange(trajectories) % len(given)]

@@ -74,7 +74,7 @@ class Settings:
         "which strategy: dense (DeepInversion), smi (Sparse Model Inversion), pri (Patch Rebirth Inversion), psaq (PSAQ-ViT: dense, with its own "
         "loss, optimiser and jitter) or gaussian (noise, nothing optimised)",
     )
-    num_images: int = setting(MISSING, "finished images")
+    num_images: int = setting(MISSING, "number of finished images")
     labels: Sequence[int] | Tensor | None = setting(
         None, "classes to invert, one per trajectory, cycled", unset="drawn from the seed", recorded=given_or("drawn")
     )
@@ -83,13 +83,13 @@ class Settings:
         "updates per batch",
         unset=f"as published: {PUBLISHED_ITERATIONS}, psaq {psaq.ITERATIONS}, gaussian none",
     )
-    batch_size: int = setting(128, "trajectories optimised together")
+    batch_size: int = setting(128, "trajectories optimised together; pri makes several images of each")
     schedule: Schedule | None = setting(None, "a smi.Schedule of your own, instead of a method", recorded=None)
-    prune_at: Sequence[int] | None = setting(None, "iterations of smi's prune events", unset="the published ones, scaled", recorded=None)
+    prune_at: Sequence[int] | None = setting(None, "iterations of the prune events (method smi)", unset="the published ones, scaled", recorded=None)
     prune_ratio: float | None = setting(
-        None, "fraction of the active patches that each prune event of smi drops", unset=str(SMI_PRUNE_RATIO), recorded=None
+        None, "fraction of the active patches that each prune event drops (method smi)", unset=str(SMI_PRUNE_RATIO), recorded=None
     )
-    division: int | None = setting(None, "images per trajectory of pri", unset=str(DIVISION), recorded=None)
+    division: int | None = setting(None, "images per trajectory (method pri)", unset=str(DIVISION), recorded=None)
     importance: str | Callable[[Snapshot], Tensor] = setting(
         "cls_attention",
         "how patches are ranked: cls_attention or random",
@@ -104,8 +104,8 @@ class Settings:
         recorded=named,
     )
     tv_weight: float | None = setting(None, "weight of the total variation in the default loss", unset=f"{TV_WEIGHT:g}")
-    lr: float | None = setting(None, "learning rate of Adam", unset="the method's own")
-    betas: tuple[float, float] | None = setting(None, "betas of Adam", unset="the method's own")
+    lr: float | None = setting(None, "learning rate of Adam", unset=f"{Preset.lr}, psaq {psaq.LEARNING_RATE}")
+    betas: tuple[float, float] | None = setting(None, "betas of Adam", unset=f"{Preset.betas}, psaq {psaq.BETAS}")
     init: Tensor | None = setting(
         None,
         "normalised pixels [trajectories, C, H, W] to start from",
@@ -119,19 +119,17 @@ class Settings:
         recorded=given_or("drawn"),
     )
     jitter: int | None = setting(None, "largest offset of the augmentation, in pixels", unset="an eighth of each side")
-    flip: bool | None = setting(None, "whether mirror images keep their class", unset="the model's own")
-    mean: tuple[float, ...] | None = setting(
-        None, "mean of the training images per channel, fractions of white", unset="the model's own", recorded=None
-    )
-    std: tuple[float, ...] | None = setting(None, "their standard deviation", unset="the model's own", recorded=None)
+    flip: bool | None = setting(None, "whether mirror images keep their class", unset="as the model says, else yes")
+    mean: tuple[float, ...] | None = setting(None, "mean of the training images per channel, in [0, 1]", unset="the model's own", recorded=None)
+    std: tuple[float, ...] | None = setting(None, "standard deviation of the training images per channel", unset="the model's own", recorded=None)
     seed: int = setting(0, "seed of everything that is drawn")
     engine: str | None = setting(None, "which engine: fused or reference", unset="fused, unless a loss or dtype float64 needs the reference")
     dtype: str = setting(
-        "auto", "arithmetic of the model: float32, bfloat16, float16 (fused), float64 (reference), or auto, the faster one on the device"
+        "auto", "arithmetic of the model: auto (the faster one on the device); float32, bfloat16 or float16 (fused); float32 or float64 (reference)"
     )
     update: str = setting("active", "which pixels move: active (those of the active patches) or all (every pixel, as in published code)")
     max_memory: float | None = setting(
-        None, "GiB beside the weights: a batch runs in as many parts as that takes (fused)", unset="no limit", recorded=None
+        None, "limit in GiB beside the weights; a batch that needs more runs in parts (fused)", unset="no limit", recorded=None
     )
     recompute: bool = setting(
         False, "recompute the MLP's activations in the backward pass: 44 % less activation memory for 17 % more FLOPs (fused)", recorded=None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import check
-from bench.gates import exact, judging, ratios
+from bench.gates import exact, ratios
 from bench.measuring.record import BASELINE
 from smi.kernels.timing import Quantiles, quantiles
 
@@ -32,7 +32,7 @@ class Machine:
         self.now += cost * self.noise(self.random, side, self.now)
 
     def sample(self, rounds: int) -> list[float]:
-        return judging.speedups(lambda: self.work("mine"), lambda: self.work("other"), rounds, self.clock)
+        return ratios.speedups(lambda: self.work("mine"), lambda: self.work("other"), rounds, self.clock)
 
 
 def jitter(r, side, now):
@@ -61,8 +61,8 @@ NOISES = [jitter, interruptions, drift, bursts, contention]
 
 
 def verdict(noise, seed: int, slow: float):
-    before = quantiles(Machine(1000 + seed, jitter).sample(judging.MORE_ROUNDS))
-    return judging.judge("step", Machine(seed, noise, slow).sample, before)
+    before = quantiles(Machine(1000 + seed, jitter).sample(ratios.MORE_ROUNDS))
+    return ratios.judge("step", Machine(seed, noise, slow).sample, before)
 
 
 @pytest.mark.parametrize("noise", NOISES, ids=lambda noise: noise.__name__)
@@ -76,20 +76,20 @@ def test_a_suspicion_is_measured_again():
 
     def sample(number):
         rounds.append(number)
-        return [2.0] * number if number == judging.ROUNDS else [3.0] * number  # slow once
+        return [2.0] * number if number == ratios.ROUNDS else [3.0] * number  # slow once
 
-    assert not judging.judge("step", sample, Quantiles(2.9, 3.0, 3.1)).regressed
-    assert rounds == [judging.ROUNDS, judging.MORE_ROUNDS]
+    assert not ratios.judge("step", sample, Quantiles(2.9, 3.0, 3.1)).regressed
+    assert rounds == [ratios.ROUNDS, ratios.MORE_ROUNDS]
 
 
 def test_a_regression_needs_the_threshold_and_disjoint_bands():
     before = Quantiles(2.9, 3.0, 3.1)
-    assert judging.regressed(Quantiles(2.3, 2.4, 2.5), before)
-    assert not judging.regressed(Quantiles(2.7, 2.75, 2.8), before)  # disjoint, but near
-    assert not judging.regressed(Quantiles(1.0, 2.0, 3.0), before)  # far, but the bands meet
-    assert not judging.regressed(Quantiles(4.0, 4.1, 4.2), before)
-    assert judging.slower(Quantiles(1.3, 1.4, 1.5), Quantiles(0.9, 1.0, 1.1))
-    assert not judging.slower(Quantiles(0.5, 0.6, 0.7), Quantiles(0.9, 1.0, 1.1))
+    assert ratios.regressed(Quantiles(2.3, 2.4, 2.5), before)
+    assert not ratios.regressed(Quantiles(2.7, 2.75, 2.8), before)  # disjoint, but near
+    assert not ratios.regressed(Quantiles(1.0, 2.0, 3.0), before)  # far, but the bands meet
+    assert not ratios.regressed(Quantiles(4.0, 4.1, 4.2), before)
+    assert ratios.slower(Quantiles(1.3, 1.4, 1.5), Quantiles(0.9, 1.0, 1.1))
+    assert not ratios.slower(Quantiles(0.5, 0.6, 0.7), Quantiles(0.9, 1.0, 1.1))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_planted_slowdown_takes_processor_time(one_thread):
     """On the real clock: the ratio falls to about 1/1.5."""
     a = torch.randn(256, 256)
     runs = (lambda: a @ a), (lambda: (a @ a, a @ a, a @ a))
-    honest, planted = (quantiles(judging.speedups(*runs, 7, slow=slow)).median for slow in (1.0, 1.5))
+    honest, planted = (quantiles(ratios.speedups(*runs, 7, slow=slow)).median for slow in (1.0, 1.5))
     assert 1.2 < honest / planted < 1.9
 
 
@@ -119,14 +119,14 @@ def test_the_first_side_alternates_and_a_sample_is_the_smallest():
 
         return run
 
-    assert judging.speedups(side("a"), side("b"), 2, lambda: now[0]) == [1.0, 1.0]
-    assert order[-4 * judging.CALLS :] == ["a"] * judging.CALLS + ["b"] * 2 * judging.CALLS + ["a"] * judging.CALLS
+    assert ratios.speedups(side("a"), side("b"), 2, lambda: now[0]) == [1.0, 1.0]
+    assert order[-4 * ratios.CALLS :] == ["a"] * ratios.CALLS + ["b"] * 2 * ratios.CALLS + ["a"] * ratios.CALLS
     costs = iter([5.0, 1.0, 7.0])
 
     def interrupted():
         now[0] += next(costs)
 
-    assert judging.seconds(interrupted, 3, 1, lambda: now[0]) == 1.0
+    assert ratios.seconds(interrupted, 3, 1, lambda: now[0]) == 1.0
 
 
 def test_exact_flops_are_the_committed_ones():
