@@ -41,7 +41,13 @@ def test_importance_is_the_cls_row_of_the_last_block():
 
 
 @pytest.mark.parametrize(
-    "name", ["deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_384", "vit_small_patch14_reg4_dinov2"]
+    "name",
+    [
+        "deit_tiny_patch16_224",
+        "deit_tiny_distilled_patch16_224",
+        "vit_tiny_patch16_384",
+        pytest.param("vit_small_patch14_reg4_dinov2", marks=pytest.mark.slow),
+    ],
 )
 def test_timm_architectures(name):
     model = timm.create_model(name, num_classes=7).eval()
