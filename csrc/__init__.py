@@ -1,1 +1,1 @@
-"""CUDA C++ sources, and how they are built. Installed as smi.csrc."""
+"""C++ for the CPU and CUDA C++, and how both are compiled. Installed as smi.csrc."""
