@@ -23,8 +23,6 @@ from smi.teachers import digits
 from tests.conftest import small_vit
 from tests.smi.distillation.distilling import QUICK, make_images
 
-pytestmark = pytest.mark.fast
-
 
 @pytest.fixture
 def images():
