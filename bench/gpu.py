@@ -81,7 +81,7 @@ def measure_operations(device: torch.device, operations: Sequence[str], seconds:
 
 def measure_inversions(device: torch.device, budget: Budget) -> None:
     """Steps, whole runs and memory in the time that is left, as `python -m bench.run` does."""
-    about = record.environment(device)
+    about = record.run_environment(device)
     left_out = measure_suites(suites.on_gpu(), ("memory", "steps", "whole"), device, budget, about, record.results_file(about["device"]))
     if left_out:
         print(f"no time left for {'; '.join(left_out)}: python -m bench.run --suite")

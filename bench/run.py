@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     chosen = suites.quick_on_cpu() if options.quick else suites.on_cpu() if options.device.type == "cpu" else suites.on_gpu()
     budget = Budget(options.seconds or SECONDS[options.quick])
-    about = record.environment(options.device)
+    about = record.run_environment(options.device)
     path = None if options.no_write else record.results_file(about["device"])
     left_out = measure_suites(chosen, options.suite, options.device, budget, about, path, options.only)
     if left_out:

@@ -177,7 +177,6 @@ def _append(config: Config, written: Path, found: list[dict]) -> None:
     if not fresh:
         return
     about = environment(torch.device("cpu"))
-    about.pop("run", None)  # of the suites
     of = {**asdict(config), "teacher": Path(config.teacher).name}  # where it lies is nobody else's matter
     append(results_file(about["device"]), [{"kind": "evidence", **row, "config": of, **about} for row in fresh])
     write_json(written, [*known, *fresh])

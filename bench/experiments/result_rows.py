@@ -10,7 +10,6 @@ from ..measuring.record import append, environment, results_file
 def with_environment(kind: str, rows: Iterable[dict], device: str = "cpu") -> list[dict]:
     """The rows with their kind, and what every row says about where and when it was measured. What a row says itself stands."""
     about = environment(torch.device(device))
-    del about["run"]  # of the suites
     return [{"kind": kind, **about, **row} for row in rows]
 
 

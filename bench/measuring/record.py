@@ -46,14 +46,18 @@ def cuda_environment(device: torch.device) -> dict:
 
 
 def environment(device: torch.device) -> dict:
-    """What every row of the suites says about where and when it was measured; `run` is the same for all rows of a run."""
-    when = {"time": now()}
-    when |= {"run": when["time"]}
+    """What every row says about where and when it was measured."""
     if device.type == "cuda":
-        return cuda_environment(device) | {"device_class": device_class(device)} | when
+        return cuda_environment(device) | {"device_class": device_class(device), "time": now()}
     info = info_table()
     about = {"device": info["devices"][0]["name"], "device_class": device_class(device), "threads": torch.get_num_threads()}
-    return commit() | about | info["versions"] | {"system": f"{platform.system()} {platform.machine()}"} | when
+    return commit() | about | info["versions"] | {"system": f"{platform.system()} {platform.machine()}", "time": now()}
+
+
+def run_environment(device: torch.device) -> dict:
+    """The same for a run of the suites: all of its rows have the same `run`."""
+    about = environment(device)
+    return about | {"run": about["time"]}
 
 
 def origin() -> dict:

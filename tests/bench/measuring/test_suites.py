@@ -59,7 +59,7 @@ def test_all_suites_write_rows_and_the_paper_reads_them(small, tmp_path, capsys,
     monkeypatch.setattr(make.compiled, "make_step", lambda *args, **options: compiled(*args, **options | {"variant": plain}))
     chosen = suites.Suites(steps, whole, [suites.MemoryCase(MODEL, 2, 5)], [suites.StepCase(MODEL, 1, 5, options=(("depth", 1),))], [])
     path = tmp_path / "x.jsonl"
-    about = record.environment(CPU)
+    about = record.run_environment(CPU)
     assert run.measure_suites(chosen, run.ORDER, CPU, budget.Budget(1000), about, path) == []
     rows = record.read(path)
     assert {row["kind"] for row in rows} == {"step", "whole", "memory"}
