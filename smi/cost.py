@@ -140,7 +140,7 @@ def _without_weights(model: str, image_size: tuple[int, int] | None) -> torch.nn
 def _cost_row(vit: ViT, name: str, schedule: Schedule, reference: Schedule, batch_size: int) -> dict:
     peak = step_memory(vit, batch_size, schedule.num_patches, Mode(torch.float32))
     last = step_memory(vit, batch_size, list(schedule.stages())[-1].active, Mode(torch.float32))
-    honest = image_flops(vit, schedule)
+    flops = image_flops(vit, schedule)
     return {
         "method": name,
         "patches_per_image": schedule.patches_per_image,
@@ -149,9 +149,9 @@ def _cost_row(vit: ViT, name: str, schedule: Schedule, reference: Schedule, batc
         "published_gflops": published_gflops(vit, schedule),
         "step_gflops_mean": trajectory_flops(vit, schedule) / schedule.iterations / 1e9,
         "step_gflops_last": step_flops(vit, list(schedule.stages())[-1].active) / 1e9,
-        "image_tflops": honest / 1e12,
+        "image_tflops": flops / 1e12,
         "floor_image_tflops": image_flops(vit, schedule, cls_only=True) / 1e12,
-        "speedup": image_flops(vit, reference) / honest,
+        "speedup": image_flops(vit, reference) / flops,
         "memory_first_gib": peak.total / 2**30,
         "memory_last_gib": last.total / 2**30,
     }

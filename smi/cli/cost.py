@@ -17,7 +17,7 @@ GFLOP/step: every GEMM of the reference engine, forward and backward to the pixe
 @click.command("cost")
 @options(MODEL, click.option("--method", help="dense, smi or pri; all of them when absent."), SCHEDULE, setting("batch_size"), AS_JSON)
 def command(model, image_size, method, iterations, batch_size, as_json, **schedule) -> None:
-    """FLOPs and memory of the methods, by the published rule and honestly, and PRI's theorem."""
+    """FLOPs and memory of the methods: by the published rule, and counting every GEMM; and PRI's theorem."""
     found = cost_table(model, image_size, method, PUBLISHED_ITERATIONS if iterations is None else iterations, batch_size, schedule)
     print(json.dumps(found)) if as_json else print_cost(found)
 
