@@ -21,7 +21,7 @@ SUBJECTS: dict[str, Callable[[dict], tuple]] = {
     "demo": lambda row: (row["model"],),
     "method": lambda row: (row["model"],),
 }
-OF_A_PROCESSOR = ("step", "whole", "memory", "case", "verdict", "int8", "cpu_attention")  # whose figures no other processor's supersede
+OF_A_PROCESSOR = ("step", "whole", "memory", "case", "verdict", "int8", "cpu_attention", "demo")  # whose figures no other processor's supersede
 OF_ANY_THREADS = ("int8", "cpu_attention", "evidence")  # which set the threads themselves
 
 
