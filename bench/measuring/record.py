@@ -27,7 +27,7 @@ def git(*arguments: str) -> str | None:
 
 def commit() -> dict:
     """Which code is measured, and whether it is exactly the committed one."""
-    changes = git("status", "--porcelain", "--untracked-files=no")
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")  # rows are not code
     return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": changes is None or bool(changes)}
 
 
