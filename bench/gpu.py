@@ -23,13 +23,12 @@ from .measuring import record
 from .measuring.budget import Budget
 from .measuring.ceilings import measure_ceilings
 from .measuring.operations import case_rows, measure
-from .measuring.verdicts import chosen, verdicts
+from .measuring.verdicts import RESERVE, chosen, verdicts
 from .run import measure_suites
 from .tables.show import show, show_verdicts
 
 SECONDS = 450.0  # of the eight minutes
 OPERATIONS_SHARE = 0.45  # of them, where steps, whole runs and memory are measured too
-RESERVE = 20.0  # seconds that one case may take
 RESERVE_COMPILED = 60.0  # the same with torch.compile
 
 

@@ -14,9 +14,10 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from typing import NamedTuple
 
 from .build import run, torch_folder
@@ -57,8 +58,9 @@ class Library:
     instead: str  # what runs where it cannot be had
     recipe: Callable[[str], Recipe]  # for a compiler
     connect: Callable[[ctypes.CDLL], None]  # hands it the functions that it calls
-    loaded: ctypes.CDLL | None = None
-    failure: str | None = None
+    loaded: ctypes.CDLL | None = field(default=None, init=False)
+    failure: str | None = field(default=None, init=False)
+    building: RLock = field(default_factory=RLock, init=False)  # one thread compiles, the others wait for it
 
     def why_not(self) -> str | None:
         """Why it cannot be had here, in one sentence, as far as is known without compiling; None if nothing is known against it."""
@@ -73,12 +75,13 @@ class Library:
 
     def ensure_built(self) -> str | None:
         """Compile it where it is missing, and load it; why it cannot be had, in one sentence, which is also printed once, None if it can."""
-        if self.loaded is None and self.failure is None:
-            try:
-                self.loaded = self._build()
-            except BuildFailed as error:
-                self.failure = str(error)
-                print(f"smi: {error}; {self.instead}", file=sys.stderr)
+        with self.building:
+            if self.loaded is None and self.failure is None:
+                try:
+                    self.loaded = self._build()
+                except BuildFailed as error:
+                    self.failure = str(error)
+                    print(f"smi: {error}; {self.instead}", file=sys.stderr)
         return self.failure
 
     def functions(self) -> ctypes.CDLL:
@@ -148,20 +151,20 @@ def _connect_attention(loaded: ctypes.CDLL) -> None:
 
 
 CPU = Library(
-    "the C++ kernels for the CPU",
-    "smi_cpu.so",
-    "the CPU kernels for this processor, once (about 10 seconds)",
-    "PyTorch's own operations run instead",
-    _cpu_recipe,
-    _connect_threads,
+    name="the C++ kernels for the CPU",
+    file="smi_cpu.so",
+    announced="the CPU kernels for this processor, once (about 10 seconds)",
+    instead="PyTorch's own operations run instead",
+    recipe=_cpu_recipe,
+    connect=_connect_threads,
 )
 AUTOGRAD = Library(
-    "the CPU operations with a gradient in C++",
-    "smi_autograd.so",
-    "CPU operations for this torch, once (about 25 seconds)",
-    "Python's autograd runs instead",
-    _autograd_recipe,
-    _connect_attention,
+    name="the CPU operations with a gradient in C++",
+    file="smi_autograd.so",
+    announced="CPU operations for this torch, once (about 25 seconds)",
+    instead="Python's autograd runs instead",
+    recipe=_autograd_recipe,
+    connect=_connect_attention,
 )
 
 

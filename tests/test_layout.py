@@ -7,6 +7,7 @@ the module a.b if there is one, else a/__init__.py; so does a module that a/__in
 
 import ast
 from collections import defaultdict
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ def test_no_import_circle(graph):
 
 def test_no_import_against_the_arrows(graph):
     found = against_arrows(graph)
+    assert not found, "\n".join(found)
+
+
+def test_what_is_taken_of_a_module_is_there():
+    """ruff sees an undefined name, but neither a name that a module no longer has nor an attribute of one."""
+    found = missing(ROOT)
     assert not found, "\n".join(found)
 
 
@@ -82,6 +89,30 @@ def imports(root: Path) -> dict[str, dict[str, str]]:
                 if module in found:
                     graph[file].setdefault(found[module], f"{file}:{node.lineno} imports {target}")
     return graph
+
+
+def missing(root: Path) -> list[str]:
+    """Names imported from a module of ours, and attributes taken of one, that it does not have."""
+    known, found = modules(root), []
+    for name, file in known.items():
+        package = name.split(".") if file.endswith("__init__.py") else name.split(".")[:-1]
+        tree, taken = ast.parse((root / file).read_text()), {}
+        for node in statements(tree):
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            base = ".".join([*package[: len(package) + 1 - node.level if node.level else 0], *filter(None, [node.module])])
+            for alias in node.names if base in known else ():
+                if f"{base}.{alias.name}" in known:
+                    taken[alias.asname or alias.name] = f"{base}.{alias.name}"
+                elif not hasattr(import_module(base), alias.name):
+                    found.append(f"{file}:{node.lineno} imports {alias.name} from {base}, which has none")
+        bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        bound |= {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
+        for node in ast.walk(tree):
+            of = taken.get(node.value.id) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) else None
+            if of and node.value.id not in bound and not hasattr(import_module(of), node.attr):
+                found.append(f"{file}:{node.lineno} takes {node.attr} of {of}, which has none")
+    return found
 
 
 def circles(graph: dict[str, dict[str, str]]) -> list[str]:
@@ -204,3 +235,15 @@ def test_sizes_above_the_limits_are_named(tmp_path):
     files |= {"bench/__init__.py": "", "smi/a.py": "import triton\n" + function, "kernels/a.py": f"@triton.jit\n{function}"}
     files |= {"csrc/cpu/a.cpp": "\n" * (LINES_IN_A_FILE + 1), "smi/page.html": "\n" * (LINES_IN_A_FILE + 1), "tests/test_a.py": function}
     assert too_large(tree(tmp_path, files)) == ["csrc/cpu/a.cpp: 401 lines", "smi/a.py:2 long: 61 lines", "bench/: 17 Python files"]
+
+
+def test_what_a_module_does_not_have_is_named(tmp_path):
+    planted = {
+        "smi/__init__.py": "",
+        "smi/errors.py": "",
+        "bench/a.py": "from smi import invert, upside_down\nfrom smi import errors\n\nraise errors.InputError(errors.Nothing)\n",
+    }
+    assert missing(tree(tmp_path, planted)) == [
+        "bench/a.py:1 imports upside_down from smi, which has none",
+        "bench/a.py:4 takes Nothing of smi.errors, which has none",
+    ]

@@ -1,14 +1,14 @@
 """Rows and columns of the evidence, as data: what is made, and what is found out of it."""
 
-from smi.inversion.methods import JUDGED as METHODS
+from smi.inversion.methods import JUDGED
 
-ROWS = {method.key: method for method in METHODS}
+ROWS = {method.key: method for method in JUDGED}
 LONGEST_FIRST = ("psaq", "dense", "real", "gaussian", "pri2", "smi", "pri4", "pri7")
 WIDTHS = ((8, 8), (4, 8), (4, 4), (4, 3))  # bits of weights and activations: the published ones, then where the rows differ
 QUANTISED = tuple(f"w{weights}a{activations}" for weights, activations in WIDTHS)
 STUDENTS = ("copy", "small", "trunk")
-JUDGED = ("agreement", "full", *QUANTISED, *STUDENTS)
-COLUMNS = ("seconds", "gflops", "flops_ratio", *JUDGED)
+JUDGED_COLUMNS = ("agreement", "full", *QUANTISED, *STUDENTS)
+COLUMNS = ("seconds", "gflops", "flops_ratio", *JUDGED_COLUMNS)
 HEADINGS = {
     **{name: name.upper().replace("A", "/A") for name in QUANTISED},
     "seconds": "core-seconds",

@@ -14,14 +14,13 @@ from smi.evaluate import recognition
 from smi.files import write_json
 from smi.images.forward import forward_sparse
 from smi.quantization import accuracy
+from smi.quantization.recipe import CALIBRATION_IMAGES
 
-from .columns import JUDGED, QUANTISED, ROWS, STUDENTS, WIDTHS
+from .columns import JUDGED_COLUMNS, QUANTISED, ROWS, STUDENTS, WIDTHS
 from .config import Config
 from .images import count_flops, invert, real_images, warm_up
 from .students import transfer
 from .teacher import real_data, teacher_of
-
-CALIBRATION = 32  # images, as published
 
 
 def folder_of(folder: Path, row: str, seed: int) -> Path:
@@ -63,7 +62,7 @@ def make_images(config: Config, folder: Path, row: str, seed: int) -> None:
     print(f"seed {seed}  {ROWS[row].title}: {len(images)} images in {seconds:.1f} s", flush=True)
 
 
-def judge(config: Config, folder: Path, row: str, seed: int, columns: Sequence[str] = JUDGED) -> None:
+def judge(config: Config, folder: Path, row: str, seed: int, columns: Sequence[str] = JUDGED_COLUMNS) -> None:
     """What the images are worth: those columns that are not yet known."""
     images = smi.SparseImages.load(folder_of(folder, row, seed) / "images")
     known = read_columns(folder, row, seed)
@@ -91,7 +90,7 @@ def _full(config: Config) -> dict:
 
 def _quantised(config: Config, images: smi.SparseImages, weights: int, activations: int, name: str) -> dict:
     """The quantised teacher, calibrated with as many images as published, spread over trajectories and stages."""
-    some = images[torch.linspace(0, len(images) - 1, min(CALIBRATION, len(images))).long()]
+    some = images[torch.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).long()]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = smi.quantize(teacher_of(config.teacher), some, weight_bits=weights, activation_bits=activations)

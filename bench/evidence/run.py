@@ -32,7 +32,7 @@ from smi.errors import InputError, RunError
 from smi.files import write_json
 
 from ..measuring.record import append, environment, results_file
-from .columns import COLUMNS, HEADINGS, JUDGED, LONGEST_FIRST, ROWS, STUDENTS, UNITS
+from .columns import COLUMNS, HEADINGS, JUDGED_COLUMNS, LONGEST_FIRST, ROWS, STUDENTS, UNITS
 from .config import Config, make_config
 from .floors import failures
 from .one_method_and_seed import find_out, read_columns
@@ -126,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--teacher", help="folder of a trained model; the embedded teacher for digits when absent")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--columns", nargs="+", choices=JUDGED, default=list(JUDGED), help="what is found out of the images")
+    parser.add_argument("--columns", nargs="+", choices=JUDGED_COLUMNS, default=list(JUDGED_COLUMNS), help="what is found out of the images")
     parser.add_argument("--images", type=int, default=252, help="finished images of each method (whole trajectories for v = 2, 4, 7)")
     parser.add_argument("--iterations", type=int, default=200)
     parser.add_argument("--engine", choices=("reference", "fused"), default="reference", help="that makes the images")

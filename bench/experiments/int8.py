@@ -29,14 +29,14 @@ from smi.models.folder import DESCRIPTION, record_of, save_model
 from smi.models.vit import describe
 from smi.quantization import load_quantized, quantize
 from smi.quantization.int8 import products_saturate
+from smi.quantization.recipe import CALIBRATION_IMAGES
 
 from ..evidence.learning import learn
-from ..measuring.record import append, environment, results_file
 from ..tables.experiments import INT8
 from ..tables.rows import measurements
 from .cpu_attention import alternate
+from .result_rows import append_to_results, with_environment
 
-CALIBRATION = 32  # images, as published
 # How an architecture learns: through shares of the patches that take a fifth of the time that all would take; at twice the rate and unclipped, twelve
 # blocks diverge.
 LEARNING = {"kept": (0.125, 0.25), "noise": 0.1, "peak": 5e-4, "clip": 1.0}
@@ -60,7 +60,7 @@ def trained(name: str, steps: int, folder: Path) -> nn.Module:
 def calibrated(model: nn.Module, iterations: int) -> nn.Module:
     """The simulation, calibrated with SMI images."""
     how = {"method": "smi", "iterations": iterations, "tv_weight": 5e-3, "labels": range(10)}
-    return quantize(model, invert(model, num_images=CALIBRATION, batch_size=CALIBRATION, progress=False, **how))
+    return quantize(model, invert(model, num_images=CALIBRATION_IMAGES, batch_size=CALIBRATION_IMAGES, progress=False, **how))
 
 
 def same_in_new_process(int8: nn.Module, images: Tensor) -> bool:
@@ -135,10 +135,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name in given.model:
         torch.set_num_threads(threads)  # in which a model learns, whatever was timed before
         rows += measure(name, given)
-    under = environment(torch.device("cpu"))
-    rows = [under | row for row in rows]
+    rows = with_environment("int8", rows)
     if not given.no_record:
-        append(results_file(under["device"]), rows)
+        append_to_results(rows)
     lines = [line for found in measurements(rows) for line in INT8.lines(found)]
     print_table(f"W8/A8 on the CPU, batch {given.batch}, {torch.backends.cpu.get_cpu_capability()}", INT8.columns, lines)
 

@@ -11,7 +11,7 @@ from smi.kernels.verification import DTYPES, Verdict, self_check, short
 from ..cases.operations import Case
 from .budget import Budget
 
-RESERVE = 20.0  # seconds that one self-check may take
+RESERVE = 20.0  # seconds that one self-check, or one case, may take
 
 
 def verdicts(device: torch.device, operations: Iterable[str], budget: Budget) -> list[Verdict]:

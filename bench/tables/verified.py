@@ -1,12 +1,13 @@
 """Makes kernels/verified.json, which ships with the package, from the verdicts in the committed result files.
 
-python -m bench.tables.verified            rewrite it
-python -m bench.tables.verified --check    exit 1 if it is not what the result files give
+    python -m bench.tables.verified            rewrite it
+    python -m bench.tables.verified --check    exit 1 if it is not what the result files give
 
 For each GPU architecture it lists verdicts: an operation, version, dtype and class of sizes, whether the results were correct, and the speed
 over stock PyTorch. Where a verdict says correct and faster, `smi.kernels.dispatch` chooses that version on such a GPU without a check of its own.
 """
 
+import argparse
 import json
 import sys
 
@@ -27,9 +28,11 @@ def table(rows: list[dict]) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare, and write nothing")
+    check = parser.parse_args(arguments).check
     made = table(read_all())
-    if "--check" in arguments:
+    if check:
         same = json.loads(verification.VERIFIED.read_text()) == made
         print(f"{verification.VERIFIED.name} is " + ("as the result files give" if same else "out of date: run python -m bench.tables.verified"))
         return 0 if same else 1

@@ -1,7 +1,9 @@
 """layer_norm in Triton: one pass over the rows forward, one backward; s, mean and rstd are saved for backward.
 
-forward    s = x + residual,  mean = sum(s) / d,  rstd = (sum((s - mean)^2) / d + eps)^-1/2,  y = (s - mean) rstd weight + bias
-backward   g = grad_y weight,  n = (s - mean) rstd,  grad = rstd (g - sum(g) / d - n sum(g n) / d) + grad_s
+    forward    s = x + residual,  mean = sum(s) / d,  rstd = (sum((s - mean)^2) / d + eps)^-1/2,  y = (s - mean) rstd weight + bias
+    backward   g = grad_y weight,  n = (s - mean) rstd,  grad = rstd (g - sum(g) / d - n sum(g n) / d) + grad_s
+
+Sums are over the d numbers of a row.
 """
 
 import torch

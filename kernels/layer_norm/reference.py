@@ -1,6 +1,8 @@
 """Layer normalisation with the residual addition fused: the definition.
 
-s = x + residual,   y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias,     statistics over the last dimension
+    s = x + residual,   y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias
+
+Statistics are over the last dimension.
 """
 
 import torch.nn.functional as F

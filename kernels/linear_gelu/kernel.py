@@ -1,7 +1,9 @@
 """linear_gelu in Triton: the activation in the GEMM's epilogue, its derivative before the gradient's GEMM.
 
-forward    h = x W^T + b,  y = f(h)            h is saved in x's dtype, y is made from the float32 accumulator
-backward   dx = (dy f'(h)) W                   dy f'(h) exists in registers only
+    forward    h = x W^T + b,  y = f(h)            h is saved in x's dtype, y is made from the float32 accumulator
+    backward   dx = (dy f'(h)) W                   dy f'(h) exists in registers only
+
+f is the activation, W the frozen weight.
 """
 
 import torch

@@ -1,9 +1,14 @@
 """A linear layer followed by its activation: the definition.
 
-h = x W^T + b,   y = f(h),    f one of
-gelu        h * Phi(h) = h/2 * (1 + erf(h / sqrt 2))
-gelu_tanh   h/2 * (1 + tanh(sqrt(2/pi) * (h + 0.044715 h^3)))
-quick_gelu  h * sigmoid(1.702 h)
+    h = x W^T + b,   y = f(h)
+
+f is one of
+
+    gelu        h * Phi(h) = h/2 * (1 + erf(h / sqrt 2))
+    gelu_tanh   h/2 * (1 + tanh(sqrt(2/pi) * (h + 0.044715 h^3)))
+    quick_gelu  h * sigmoid(1.702 h)
+
+They are the activations of timm's Vision Transformers.
 """
 
 from functools import partial

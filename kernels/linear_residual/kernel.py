@@ -1,8 +1,10 @@
 """linear_residual in Triton: bias, layer scale and residual in the GEMM's epilogue; in backward the derivative of the activation before it.
 
-forward          y = residual + gamma (x W^T + b)
-backward         dx = dy (gamma W)                nothing to fuse: PyTorch's GEMM
-backward_gelu    dh = (dy (gamma W)) f'(h)        x = f(h); neither dx nor the derivative exists in memory
+    forward          y = residual + gamma (x W^T + b)
+    backward         dx = dy (gamma W)                nothing to fuse: PyTorch's GEMM
+    backward_gelu    dh = (dy (gamma W)) f'(h)        x = f(h); neither dx nor the derivative exists in memory
+
+gamma is the layer scale, f the activation before, W the frozen weight.
 """
 
 import torch

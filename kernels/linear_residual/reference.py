@@ -1,6 +1,8 @@
 """A linear layer added to the residual stream: the definition.
 
-y = residual + gamma * (x W^T + b),     gamma the layer scale, 1 where the model has none
+    y = residual + gamma * (x W^T + b)
+
+gamma is the layer scale, 1 where the model has none.
 """
 
 import torch.nn.functional as F

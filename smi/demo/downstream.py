@@ -28,11 +28,11 @@ from ..files import write_text
 from ..images.sparse_images import SparseImages
 from ..quantization import quantize
 from ..quantization.model import accuracy
+from ..quantization.recipe import CALIBRATION_IMAGES
 from ..teachers import digits
 
 WORTH = "worth.json"
 WIDTHS = {"w8a8": (8, 8), "w4a8": (4, 8)}  # bits of weights and activations
-CALIBRATION = 32  # images, as published
 FRESH_BLOCKS = 2  # of the teacher's four, with norm and head
 TRANSFER_STEPS = 400
 STUDENT_BATCH = 16  # images per step: what five minutes allow
@@ -54,7 +54,7 @@ class Plan:
 
 def settings(transfer_steps: int) -> dict[str, Any]:
     """How the figures are measured, for the record."""
-    made = {"quantisation": {"calibration_images": CALIBRATION, "ranges": "minmax", "kind": "simulated"}}
+    made = {"quantisation": {"calibration_images": CALIBRATION_IMAGES, "ranges": "minmax", "kind": "simulated"}}
     if transfer_steps:
         student = f"the teacher with its last {FRESH_BLOCKS} blocks, norm and head re-initialised"
         made["transfer"] = {"student": student, "preset": "adamw", "steps": transfer_steps, "batch_size": STUDENT_BATCH}
@@ -113,7 +113,7 @@ def _cost(images: SparseImages) -> int:
 def worth(teacher: nn.Module, images: SparseImages, real: tuple[Tensor, Tensor], transfer_steps: int, seed: int) -> dict[str, Any]:
     """The figures of one method's images."""
     found: dict = {"notes": []}
-    some = images[torch.linspace(0, len(images) - 1, min(CALIBRATION, len(images))).long()]  # over all trajectories and stages
+    some = images[torch.linspace(0, len(images) - 1, min(CALIBRATION_IMAGES, len(images))).long()]  # over all trajectories and stages
     try:
         for name, (weights, activations) in WIDTHS.items():
             found[name] = accuracy(quantize(teacher, some, weight_bits=weights, activation_bits=activations), *real)

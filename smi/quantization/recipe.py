@@ -7,6 +7,7 @@ from ..errors import InputError
 BITS = range(2, 9)  # a symmetric weight needs two bits; the codes are kept in eight
 RANGES = ("minmax", "percentile", "mse")
 WEIGHT_RANGES = ("minmax", "mse")
+CALIBRATION_IMAGES = 32  # as published
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from bench.evidence.learning import learn
-from bench.experiments import int8
+from bench.experiments import int8, result_rows
 from smi.datasets import load
 from smi.distillation import small_student
 from smi.models.by_name import load_model
@@ -18,7 +18,7 @@ QUICK = ["--batch=2", "--rounds=2", "--iterations=7", "--threads=1"]
 @pytest.mark.slow
 def test_a_row_of_the_digits_teacher(tmp_path, monkeypatch):
     results = tmp_path / "results.jsonl"
-    monkeypatch.setattr(int8, "results_file", lambda device: results)
+    monkeypatch.setattr(result_rows, "results_file", lambda device: results)
     int8.main(["--model", "digits", *QUICK])
     (row,) = map(json.loads, results.read_text().splitlines())
     assert row["accuracy_float32"] > 0.98
