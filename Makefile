@@ -19,7 +19,7 @@ $(VENV)/installed: pyproject.toml setup.py constraints.txt
 demo: $(VENV)/installed ## invert the embedded digits teacher with every method, use the images: table and report
 	$(RUN) smi demo --output out/demo --force
 
-test: $(VENV)/installed ## all tests (about 20 minutes on two cores); Triton kernels run in its interpreter where there is no GPU
+test: $(VENV)/installed ## all tests (10 to 15 minutes on two cores); Triton kernels run in its interpreter where there is no GPU
 	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist worksteal --quiet --durations 10
 
 test-fast: $(VENV)/installed ## the tests worth running at every save (under 90 s on two cores)
