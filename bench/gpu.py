@@ -35,7 +35,7 @@ RESERVE_COMPILED = 60.0  # the same with torch.compile
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="OPERATION", choices=versions.OPERATIONS, help="these operations")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="end after so many seconds")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="end after this time")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():

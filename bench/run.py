@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suite", nargs="+", choices=ORDER, default=list(ORDER), help="these suites")
     parser.add_argument("--quick", action="store_true", help="the key figures only")
     parser.add_argument("--only", metavar="TEXT", help="cases whose name contains it")
-    parser.add_argument("--seconds", type=float, help="end after about so many")
+    parser.add_argument("--seconds", type=float, help="end after about this time")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     parser.add_argument("--no-write", action="store_true", help="print, and append nothing")

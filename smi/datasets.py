@@ -54,7 +54,7 @@ class Sizes:
 def load(source: str | Path, model: nn.Module | ViT | Sizes, split: str = "test", limit: int | None = None) -> tuple[Tensor, Tensor]:
     """Normalised images float32 [N, C, H, W] and labels int64 [N] of one split, "train" or "test", on the CPU, as `model` takes them.
 
-    source: "digits", "cifar10" or a path, as above. limit: at most so many images, the first ones (class folders take turns). Smaller pictures are
+    source: "digits", "cifar10" or a path, as above. limit: at most this many images, the first ones (class folders take turns). Smaller pictures are
     enlarged; of larger ones the short side is scaled to the model's over its crop_pct and the middle is cut out. Raises InputError for data that is
     missing, empty, unlabelled, not readable, or labelled with what is no class of the model.
     """

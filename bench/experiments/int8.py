@@ -43,7 +43,7 @@ LEARNING = {"kept": (0.125, 0.25), "noise": 0.1, "peak": 5e-4, "clip": 1.0}
 
 
 def trained(name: str, steps: int, folder: Path) -> nn.Module:
-    """The digits teacher, or an architecture that learned the digits in so many steps; kept in the folder."""
+    """The digits teacher, or an architecture that learned the digits in `steps` updates; kept in the folder."""
     if name == "digits":
         return load_model(name)
     path, how = folder / f"{name}-{steps}", {"data": "digits", "steps": steps, **LEARNING}

@@ -89,7 +89,7 @@ def compile_work(work: tuple[int | Path, int | str]) -> dict[str, dict]:
 
 
 def compile_all(cases: list, sources: list[Path], known: dict[str, dict], jobs: int | None) -> dict[str, dict]:
-    """{name: {architecture: facts}} of Triton cases and files of csrc, in so many processes, by default one for each processor."""
+    """{name: {architecture: facts}} of Triton cases and files of csrc, in `jobs` processes, by default one for each processor."""
     _cases[:] = cases
     _known.clear()
     _known.update(known)

@@ -100,7 +100,7 @@ def speedups(
 ) -> list[float]:
     """How many times faster `mine` is than `other`, round by round, who goes first alternating.
 
-    slow: plants a regression, our side then works so many times as long.
+    slow: plants a regression: our side takes `slow` times as long.
     """
     mine = slowed(mine, slow, clock) if slow > 1 else mine
     runs = (mine, other)
@@ -154,7 +154,7 @@ def check_ratios(
     """Hold ours/eager and, if `compiled`, ours/compiled against the baseline of this class of processors; how many regressed.
 
     folder: of the baselines. update: record a baseline instead. against: take it from this commit, measured now. repetitions: check so often and
-    count the alarms. slow: our side works so many times as long.
+    count the alarms. slow: our side takes `slow` times as long.
     """
     torch.set_num_threads(1)
     path = folder / f"{device_class(torch.device('cpu'))}.json"

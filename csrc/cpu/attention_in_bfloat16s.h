@@ -71,7 +71,7 @@ class HeadInBfloat16s {
     });
   }
 
-  // The GEMM with b, of so many pairs, to rows of a tensor, times `factors` where there are any.
+  // The GEMM with b, of `pairs` pairs, to rows of a tensor, times `factors` where there are any.
   void give_product(Factor<Pair> factor, int depth, Rows<bfloat16> to, const float* factors = nullptr) {
     head.expect(to);
     product_by_rows(count, width, depth, factor, b, width, space,

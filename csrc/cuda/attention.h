@@ -30,7 +30,7 @@ struct AttentionParams {
 
 // Tokens are taken 16 at a time, the height of one tensor-core instruction.
 constexpr int TILE = 16;
-// Up to so many tokens a head's matrices P and dS are held whole, and backward needs no output.
+// Up to this many tokens a head's matrices P and dS are held whole, and backward needs no output.
 constexpr int STRIP_TOKENS = 64;
 
 HOST_DEVICE constexpr int tiles_of(int tokens) { return (tokens + TILE - 1) / TILE; }

@@ -24,7 +24,7 @@ class Step(ctypes.Structure):
 
 
 class RecordedPass:
-    """Calls on so many images of so many tokens each, which `run` makes. They read and write the same memory every time."""
+    """Calls on `images` images of `tokens` tokens each, which `run` makes. They read and write the same memory every time."""
 
     def __init__(self, calls: list[Call], images: int, tokens: int):
         self.calls, self.images, self.tokens = calls, images, tokens

@@ -39,7 +39,7 @@ WITHOUT = "without FOLDER: "
     click.option("--patch-dropout", type=float, help="Largest fraction of the retained patches that a step leaves out, from 0 up to 1."),
     click.option("--patience", type=int, help="Evaluations without a better one before the run ends."),
     click.option("--eval", "evaluation", help="Real images on which the student is measured: digits, cifar10 or a path."),
-    click.option("--refresh-every", type=int, help="Without FOLDER: make new images every so many steps."),
+    click.option("--refresh-every", type=int, help="Without FOLDER: steps after which new images are made."),
     setting("num_images", "-n", prefix=WITHOUT, default=128),
     setting("method", prefix=WITHOUT, default="pri"),
     *(setting(name, prefix=WITHOUT) for name in INVERSION[2:]),

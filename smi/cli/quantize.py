@@ -31,7 +31,7 @@ from .options import AS_JSON, FORCE, MODEL, PATH, WEIGHTS, options
     WEIGHTS,
     click.option("--num-images", "-n", type=int, help="Images to calibrate with, the first ones; all when absent."),
     click.option("--ranges", default="minmax", help="Of the activations: minmax, percentile or mse."),
-    click.option("--percentile", default=99.9, help="--ranges percentile: so many percent above the lower end, as many below the upper."),
+    click.option("--percentile", default=99.9, help="--ranges percentile: this percentile is the upper end, 100 minus it the lower."),
     click.option("--weight-ranges", default="minmax", help="minmax or mse."),
     click.option("--attention", is_flag=True, help="Quantise both sides of attention's two GEMMs as well."),
     FORCE,

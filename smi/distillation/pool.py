@@ -1,4 +1,4 @@
-"""The images of a distillation: made once, or a pool that a running inversion refreshes every so many steps."""
+"""The images of a distillation: made once, or a pool that a running inversion refreshes every k steps."""
 
 import hashlib
 import shutil

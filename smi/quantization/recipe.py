@@ -17,7 +17,7 @@ class Recipe:
     weight_bits: int = 8
     activation_bits: int = 8
     ranges: str = "minmax"  # of the activations
-    percentile: float = 99.9  # ranges="percentile": so many percent above the lower end, as many below the upper
+    percentile: float = 99.9  # ranges="percentile": the upper end of a range; the lower is 100 minus it
     weight_ranges: str = "minmax"
     attention: bool = False  # both operands of attention's two GEMMs too
 

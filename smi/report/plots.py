@@ -40,7 +40,7 @@ def save(figure, path: str | Path) -> Path:
 
 
 def new_figure(width: float, height: float):
-    """A figure of so many inches that makes room for what is written on it."""
+    """A figure of width x height inches that makes room for what is written on it."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
