@@ -153,7 +153,12 @@ def test_processors_do_not_supersede_one_another():
     (speed,) = make("speed", documents.TABLES, made.step() + other)
     assert speed.columns == ["over eager", "X, AVX2, 2 threads", "X, AVX512 with BF16, 1 thread"]
     newer = [row | {"device": "Z", "time": "2026-02-02"} for row in made.demo()]
-    (table,) = make("demo", documents.TABLES, newer + made.demo())  # the newest, wherever it was measured
+    assert [table.rows for table in make("demo", documents.TABLES, newer + made.demo())] == [made.demo(), newer]
+
+
+def test_what_no_processor_decides_is_superseded_by_any():
+    newer = [row | {"device": "Z", "time": "2026-02-02"} for row in made.agreement()]
+    (table,) = make("agreement", documents.TABLES, newer + made.agreement())
     assert table.rows == newer
 
 
