@@ -57,15 +57,15 @@ def setting(name: str, *short: str, prefix: str = "", **changes: Any) -> Callabl
     about, flag = setting_named(name), "--" + name.replace("_", "-")
     hint = get_type_hints(InvertSettings)[name]
     allowed = [kind for kind in (get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)) if kind is not type(None)]
-    if bool in allowed:
-        form = {"is_flag": True} if about.default is False else {}
+    form: dict[str, Any]
+    if bool in allowed:  # one that may be None is absent, on or off
+        form = {"is_flag": True} if about.default is False else {"default": None}
         flag += "" if about.default is False else f"/--no-{name}"
-    else:
-        form = {"type": next(KINDS[kind] for kind in allowed if kind in KINDS)}
+    else:  # click takes a default of None for a value, and required options for given
+        form = {"type": next(KINDS[kind] for kind in allowed if kind in KINDS)} | ({} if about.default is None else {"default": about.default})
     meaning = prefix + about.metadata["meaning"]
     shown = {"show_default": about.metadata["unset"]} if about.metadata["unset"] and "default" not in changes else {}
-    default = about.default
-    return click.option(flag, *short, **{"default": default, "help": meaning[0].upper() + meaning[1:] + ".", **form, **shown, **changes})
+    return click.option(flag, *short, **{"help": meaning[0].upper() + meaning[1:] + ".", **form, **shown, **changes})
 
 
 def options(*groups: Callable | Sequence[Callable]) -> Callable[[F], F]:

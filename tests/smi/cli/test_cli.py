@@ -160,6 +160,12 @@ def test_weights_that_cannot_be_fetched(tmp_path, capsys, monkeypatch):
     fails(capsys, ["invert", "-o", tmp_path / "out", "--model", SMALL, *QUICK], 1, "could not be fetched (no route to the hub)", "checkpoint")
 
 
+@pytest.mark.parametrize("verb", ["invert", "distill", "export", "quantize"])
+def test_what_is_required_is_asked_for(verb, tmp_path, capsys):
+    given = {"export": [tmp_path], "quantize": ["--output", tmp_path / "o"]}.get(verb, [])
+    fails(capsys, [verb, *given], 2, "Missing option", "--images" if verb == "quantize" else "--output")
+
+
 def test_output_folder_not_empty_or_not_writable(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("keep")
     fails(capsys, ["invert", "-o", tmp_path, *QUICK], 2, "is not empty", "--force")
