@@ -11,10 +11,16 @@
 """
 
 import sys
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-if not (Path(__file__).parent / "kernels").exists():
-    __path__.append(str(Path(__file__).parents[1]))  # in a checkout kernels/ and csrc/ lie beside smi/, not in it
+for folder in ("kernels", "csrc"):  # in a checkout they lie beside smi/, not in it
+    init = Path(__file__).parents[1] / folder / "__init__.py"
+    spec = None if (Path(__file__).parent / folder).exists() else spec_from_file_location(f"{__name__}.{folder}", init)
+    if spec is not None and spec.loader is not None:
+        sys.modules[spec.name] = globals()[folder] = module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[spec.name])
+del folder, init, spec
 
 from .distillation import distill
 from .engine.drop_in import accelerate, drop_in

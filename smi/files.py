@@ -1,8 +1,8 @@
 """Files are replaced whole or not at all; folders for output hold nothing that the caller would lose.
 
-`force` deletes no file of the caller's own. It allows a folder that is not empty, in which then an inversion replaces the parts that images.json
-names (images/storage.py), an export the files of an earlier export (images/export.py), and a distillation what it had written
-(distillation/run_folder.py).
+`force` allows a folder that is not empty. Then an inversion replaces the parts that images.json names (images/storage.py), an export all files with
+the names of an export (images/export.py), and a distillation all files with the names that it writes, model.json and model.safetensors among them
+(distillation/run_folder.py): a model of yours that lies there under these names is replaced.
 """
 
 import json

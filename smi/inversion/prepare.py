@@ -38,7 +38,10 @@ def prepare(model: nn.Module, settings: Settings) -> Run:
     schedule = _schedule(settings, vit)
     trajectories = -(-settings.num_images // schedule.images_per_trajectory)
     _check_init(settings.init, (trajectories, vit.channels, *vit.image_size))
-    fused = Fused(vit, settings.dtype, settings.recompute) if settings.engine == "fused" else None
+    labels = _labels(settings.labels, trajectories, vit.num_classes, settings.seed)
+    table = _augmentation(settings, preset, schedule, vit)
+    ranking = importance.resolve(settings.importance)
+    fused = Fused(vit, settings.dtype, settings.recompute) if settings.engine == "fused" else None  # last: it may compile and packs the weights
     run = Run(
         settings=replace(
             settings,
@@ -51,10 +54,10 @@ def prepare(model: nn.Module, settings: Settings) -> Run:
         ),
         vit=vit,
         schedule=schedule,
-        labels=_labels(settings.labels, trajectories, vit.num_classes, settings.seed),
-        table=_augmentation(settings, preset, schedule, vit),
+        labels=labels,
+        table=table,
         losses=losses,
-        importance=importance.resolve(settings.importance),
+        importance=ranking,
         fused=fused,
     )
     run.provenance.update(provenance_of(run))

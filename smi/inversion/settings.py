@@ -166,7 +166,10 @@ def by_keyword(kind: Callable[P, Settings]) -> Callable[[Callable[[nn.Module, An
 
         @wraps(function)
         def call(model: nn.Module, *args: P.args, **settings: P.kwargs) -> R:
-            signature.bind(model, *args, **settings)
+            try:
+                signature.bind(model, *args, **settings)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}() {error}") from None
             return function(model, kind(*args, **settings))
 
         del call.__wrapped__  # help() and pdoc would show that one

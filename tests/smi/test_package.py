@@ -1,5 +1,6 @@
 """What is stated in two places agrees."""
 
+import pkgutil
 import re
 import subprocess
 import sys
@@ -32,3 +33,11 @@ def test_an_old_setuptools_is_told_what_is_needed_in_one_line():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines() == [f"smi: building needs setuptools {oldest} or later, this is 68.2.2: pip install --upgrade setuptools"]
+
+
+def test_a_checkout_adds_kernels_and_csrc_alone():
+    """Neither tests nor a second smi become part of the package, and walking it ends."""
+    names = {module.name for module in pkgutil.iter_modules(smi.__path__)}
+    assert not names & {"smi", "tests", "bench", "conftest", "setup"}
+    assert smi.kernels.__name__ == "smi.kernels"
+    assert smi.csrc.__name__ == "smi.csrc"
