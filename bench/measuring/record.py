@@ -72,12 +72,13 @@ def now() -> str:
 
 
 def device_class(device: torch.device) -> str:
-    """What a baseline of ratios is valid for: for example cuda-sm_90, cpu-avx2-2threads, cpu-avx512-bf16-1threads."""
+    """What a baseline of ratios is valid for: for example cuda-sm_90, cpu-avx2-2threads, cpu-avx512-bf16-amx-1threads."""
     if device.type == "cuda":
         return f"cuda-{verification.architecture(device)}"
     widths = torch.backends.cpu.get_cpu_capability().lower()
     native = "-bf16" if torch.cpu._is_avx512_bf16_supported() else ""
-    return f"cpu-{widths}{native}-{torch.get_num_threads()}threads"
+    tiles = "-amx" if torch.cpu._is_amx_tile_supported() else ""  # GEMMs twice as fast, all else alike: other ratios
+    return f"cpu-{widths}{native}{tiles}-{torch.get_num_threads()}threads"
 
 
 def results_file(device_name: str) -> Path:

@@ -65,9 +65,9 @@ def processor(row: dict) -> str:
         return f"{device['name']}, {device['capability']}, {_threads(device['threads'])}"
     if "architecture" in row:
         return f"{device}, {row['architecture']}"
-    _, *instructions, threads = row["device_class"].split("-")
-    name = f"{device}, {' with '.join(map(str.upper, instructions))}"
-    return name if row["kind"] in OF_ANY_THREADS else f"{name}, {_threads(int(threads.removesuffix('threads')))}"
+    _, vectors, *others, threads = row["device_class"].upper().split("-")
+    name = f"{device}, {vectors}" + (f" with {' and '.join(others)}" if others else "")
+    return name if row["kind"] in OF_ANY_THREADS else f"{name}, {_threads(int(threads.removesuffix('THREADS')))}"
 
 
 def _threads(count: int) -> str:

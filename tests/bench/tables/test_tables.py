@@ -19,7 +19,7 @@ BEGIN = "<!-- table: {} (make tables) -->\n"
 LINES = {  # of each table, one that its rows give
     "speed": [
         "step: DeiT-Base, batch 4, 46 of 196 patches | 4.00x (400 to 100 ms)",
-        "images per second: DeiT-Tiny, PRI v=7 over dense eager | 20.0x (1.0 to 20.)",
+        "images per second: DeiT-Tiny, PRI of 7 images a trajectory, over dense eager | 20.0x (1.0 to 20.)",
     ],
     "steps": ["DeiT-Base, batch 4, 46 of 196 patches | 400 | 200 | 100 | 4.00x | 2.00x | 50 %"],
     "stages": ["DeiT-Base, batch 4, all patches | 400 | 200 | 100 | 4.00x | 2.00x | 50 %"],
@@ -146,12 +146,12 @@ def test_a_later_measurement_supersedes_an_earlier_one():
 
 
 def test_processors_do_not_supersede_one_another():
-    other = made.step(ms=50.0, device_class="cpu-avx512-bf16-1threads")
+    other = made.step(ms=50.0, device_class="cpu-avx512-bf16-amx-1threads")
     assert superseded(made.step() + other) == []
     first, second = make("steps", documents.TABLES, made.step() + other)
     assert (first.lines[0][3], second.lines[0][3]) == ("100", "50")
     (speed,) = make("speed", documents.TABLES, made.step() + other)
-    assert speed.columns == ["over eager", "X, AVX2, 2 threads", "X, AVX512 with BF16, 1 thread"]
+    assert speed.columns == ["over eager", "X, AVX2, 2 threads", "X, AVX512 with BF16 and AMX, 1 thread"]
     newer = [row | {"device": "Z", "time": "2026-02-02"} for row in made.demo()]
     assert [table.rows for table in make("demo", documents.TABLES, newer + made.demo())] == [made.demo(), newer]
 
