@@ -64,8 +64,9 @@ def speed(rows: Sequence[dict]) -> list[Table]:
             ours, eager = results.rate(model, PRI7, "ours"), results.rate(model, DENSE, "eager")
             if ours and eager:
                 text = f"{three_digits(ours.images / eager.images)}x ({eager.images:#.2g} to {ours.images:#.2g})"
-                cells.setdefault(f"images per second: {short(model)}, PRI v=7 over dense eager", {})[name] = text
+                what = f"images per second: {short(model)}, PRI of {PRI7.division} images a trajectory, over dense eager"
+                cells.setdefault(what, {})[name] = text
                 read += [*ours.rows, *eager.rows]
     processors = list(dict.fromkeys(name for line in cells.values() for name in line))
-    lines = [[what, *(line.get(name, "") for name in processors)] for what, line in cells.items()]
+    lines = [[what, *(line.get(name, "not measured") for name in processors)] for what, line in cells.items()]
     return [Table(["over eager", *processors], lines, read)]

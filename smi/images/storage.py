@@ -1,7 +1,8 @@
 """Sparse images on disk: numbered safetensors parts and one JSON file that names them.
 
 A part is written under a temporary name, moved, and only then named in the JSON file, which is replaced in one move: whenever a run is killed, the
-folder holds exactly the batches that were finished. Nothing of the caller's own in the folder is ever touched.
+folder holds exactly the batches that were finished. Nothing of the caller's own in the folder is ever touched. The tensors of a part, with shapes and
+dtypes, are in docs/api.md, "Files on disk".
 """
 
 import json
