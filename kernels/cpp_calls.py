@@ -6,9 +6,12 @@ from contextlib import contextmanager
 from threading import local
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from smi.csrc import host
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}  # of activations; statistics and attention weights are float32
 
 
 class Part(ctypes.Structure):
@@ -49,6 +52,13 @@ def collected() -> Iterator[list[Call]]:
         yield calls
     finally:
         _thread.collected = before
+
+
+def unless_taken(*tensors: object) -> str | None:
+    """Why activations cannot be taken: not all tensors among the arguments are float32, or bfloat16 and what comes with it in float32."""
+    if any(tensor.dtype not in DTYPES for tensor in tensors if isinstance(tensor, Tensor) and tensor.is_floating_point()):
+        return "it takes float32 and bfloat16 alone"
+    return None
 
 
 def call(name: str, params: ctypes.Structure, *tensors: Tensor | None, cost: float) -> None:

@@ -12,7 +12,7 @@ struct Normal {
 };
 
 inline Normal normal(vec x) {
-  const vec z = x < 0.f ? -x : x, t = 1.f / (z * 0.27f + 1.f), e = exp(z * z * -0.5f);
+  const vec z = x < 0.f ? -x : x, t = reciprocal(z * 0.27f + 1.f), e = exp2(z * z * -0.721347520f);
   vec p = broadcast(0.0289187528f);
   constexpr float rest[] = {-0.126270441f, 0.169319199f, -0.0686487264f, 0.107415831f, 0.0722344737f, 0.101760356f, 0.107550381f, 0.107720186f};
   for (float coefficient : rest) p = p * t + coefficient;

@@ -8,29 +8,34 @@
 
 namespace {
 
+template <class T>
 struct Params {
-  const float *q, *kv;           // q: [B, P, H, D]; kv: element (b, t, j, h, d) at b * stride[0] + t * stride[1] + j * stride[2] + h * stride[3] + d
+  const T *q, *kv;               // q: [B, P, H, D]; kv: element (b, t, j, h, d) at b * stride[0] + t * stride[1] + j * stride[2] + h * stride[3] + d
   int64_t stride[4];
-  float *out, *row, *weights;    // [B, P, H * D]; [B, T], the mean over heads of query 0's weights; [B, H, P, T]
-  const float *grad, *grad_row;  // of out and row, or null; backward only
-  float *dq, *dkv;               // [B, P, H, D]; [B, T, 2, H, D]; backward only
+  T* out;                        // [B, P, H * D]
+  float *row, *weights;          // [B, T], the mean over heads of query 0's weights; [B, H, P, T]
+  const T* grad;                 // of out, or null; backward only
+  const float* grad_row;         // of row, or null; backward only
+  T *dq, *dkv;                   // [B, P, H, D]; [B, T, 2, H, D]; backward only
   int64_t batch, queries, tokens, heads, width;
   float scale;
 
-  const float* input(int j, int64_t b, int64_t t, int64_t h) const { return kv + b * stride[0] + t * stride[1] + j * stride[2] + h * stride[3]; }
-  float* found(int j, int64_t b, int64_t t, int64_t h) const { return dkv + (((b * tokens + t) * 2 + j) * heads + h) * width; }
+  const T* input(int j, int64_t b, int64_t t, int64_t h) const { return kv + b * stride[0] + t * stride[1] + j * stride[2] + h * stride[3]; }
+  T* found(int j, int64_t b, int64_t t, int64_t h) const { return dkv + (((b * tokens + t) * 2 + j) * heads + h) * width; }
   int64_t query(int64_t b, int64_t i, int64_t h) const { return ((b * queries + i) * heads + h) * width; }  // in q, dq, out and grad
   int64_t pair(int64_t b, int64_t h, int64_t i) const { return ((b * heads + h) * queries + i) * tokens; }   // in weights
 };
 
-inline float dot(const float* a, const float* b, int64_t d) {
+template <class T>
+inline float dot(const T* a, const T* b, int64_t d) {
   vec total = {};
   each(d, [&](int64_t j, int some) { total += get(a + j, some) * get(b + j, some); });
   return sum(total);
 }
 
 // to = or += factor * from
-inline void scaled(float factor, const float* from, float* to, int64_t d, bool add) {
+template <class T>
+inline void scaled(float factor, const T* from, T* to, int64_t d, bool add) {
   each(d, [&](int64_t j, int some) {
     const vec x = factor * get(from + j, some);
     put(to + j, add ? get(to + j, some) + x : x, some);
@@ -38,7 +43,8 @@ inline void scaled(float factor, const float* from, float* to, int64_t d, bool a
 }
 
 // to = sum of weights[t] times rows t; sums of 32, then of those, which rounds less than one long sum.
-inline void weighted_sum(const float* weights, const float* rows, int64_t stride, int64_t count, float* to, int64_t d) {
+template <class T>
+inline void weighted_sum(const float* weights, const T* rows, int64_t stride, int64_t count, T* to, int64_t d) {
   each(d, [&](int64_t j, int some) {
     vec total = {};
     for (int64_t first = 0; first < count; first += 32) {
@@ -60,7 +66,8 @@ inline void softmax(float* scores, int64_t count) {
   for (int64_t t = 0; t < count; ++t) scores[t] = float(scores[t] / total);
 }
 
-void forward_image(const Params& p, int64_t b) {
+template <class T>
+void forward_image(const Params<T>& p, int64_t b) {
   float *scores = scratch(p.tokens + V), *row = p.row + b * p.tokens;
   memset(row, 0, p.tokens * sizeof(float));
   memset(scores + p.tokens, 0, V * sizeof(float));
@@ -74,11 +81,13 @@ void forward_image(const Params& p, int64_t b) {
     }
 }
 
-void backward_image(const Params& p, int64_t b) {
+template <class T>
+void backward_image(const Params<T>& p, int64_t b) {
   float* pulls = scratch(p.tokens);  // of the weights, then of the scores
   for (int64_t h = 0; h < p.heads; ++h)
     for (int64_t i = 0; i < p.queries; ++i) {
-      const float *weights = p.weights + p.pair(b, h, i), *q = p.q + p.query(b, i, h), *grad = p.grad ? p.grad + p.query(b, i, h) : nullptr;
+      const float* weights = p.weights + p.pair(b, h, i);
+      const T *q = p.q + p.query(b, i, h), *grad = p.grad ? p.grad + p.query(b, i, h) : nullptr;
       double mean = 0;
       for (int64_t t = 0; t < p.tokens; ++t) {
         pulls[t] = grad ? dot(grad, p.input(1, b, t, h), p.width) : 0;
@@ -89,42 +98,47 @@ void backward_image(const Params& p, int64_t b) {
         pulls[t] = weights[t] * (pulls[t] - float(mean)) * p.scale;
         scaled(pulls[t], q, p.found(0, b, t, h), p.width, i > 0);
         if (grad) scaled(weights[t], grad, p.found(1, b, t, h), p.width, i > 0);
-        else memset(p.found(1, b, t, h), 0, p.width * sizeof(float));
+        else memset(p.found(1, b, t, h), 0, p.width * sizeof(T));
       }
       weighted_sum(pulls, p.input(0, b, 0, h), p.stride[1], p.tokens, p.dq + p.query(b, i, h), p.width);
     }
 }
 
-template <void (*IMAGE)(const Params&, int64_t)>
-void images(const Params& p, Part part) {
+template <class T, void (*IMAGE)(const Params<T>&, int64_t)>
+void images(const Params<T>& p, Part part) {
   const int64_t first = part.first(p.batch);
   share(part.last(p.batch) - first, 8. * p.heads * p.queries * p.tokens * p.width, [&](int64_t begin, int64_t end) {
     for (int64_t b = first + begin; b < first + end; ++b) IMAGE(p, b);
   });
 }
 
+template <class T>
 struct Tokens {
-  const float* from;
-  float* to;
+  const T* from;
+  T* to;
   int64_t batch, tokens, few, width;
 };
 
-}  // namespace
-
-extern "C" {
-
-void smi_cls_attention_forward(const Params* p, Part part) { images<forward_image>(*p, part); }
-void smi_cls_attention_backward(const Params* p, Part part) { images<backward_image>(*p, part); }
-
 // to [B, few, d] = the first tokens of from [B, T, d].
-void smi_take_tokens(const Tokens* p, Part part) {
-  for (int64_t b = part.first(p->batch); b < part.last(p->batch); ++b)
-    memcpy(p->to + b * p->few * p->width, p->from + b * p->tokens * p->width, p->few * p->width * sizeof(float));
+template <class T>
+void take_tokens(const Tokens<T>& p, Part part) {
+  for (int64_t b = part.first(p.batch); b < part.last(p.batch); ++b)
+    memcpy(p.to + b * p.few * p.width, p.from + b * p.tokens * p.width, p.few * p.width * sizeof(T));
 }
 
 // The first tokens of to [B, T, d] += from [B, few, d].
-void smi_add_tokens(const Tokens* p, Part part) {
-  for (int64_t b = part.first(p->batch); b < part.last(p->batch); ++b)
-    scaled(1, p->from + b * p->few * p->width, p->to + b * p->tokens * p->width, p->few * p->width, true);
+template <class T>
+void add_tokens(const Tokens<T>& p, Part part) {
+  for (int64_t b = part.first(p.batch); b < part.last(p.batch); ++b)
+    scaled(1, p.from + b * p.few * p.width, p.to + b * p.tokens * p.width, p.few * p.width, true);
 }
-}
+
+}  // namespace
+
+#define EXPORT(dtype, T)                                                                                                                  \
+  extern "C" void smi_cls_attention_forward_##dtype(const Params<T>* p, Part part) { images<T, forward_image<T>>(*p, part); }    \
+  extern "C" void smi_cls_attention_backward_##dtype(const Params<T>* p, Part part) { images<T, backward_image<T>>(*p, part); }  \
+  extern "C" void smi_take_tokens_##dtype(const Tokens<T>* p, Part part) { take_tokens(*p, part); }                              \
+  extern "C" void smi_add_tokens_##dtype(const Tokens<T>* p, Part part) { add_tokens(*p, part); }
+EXPORT(float32, float)
+EXPORT(bfloat16, bfloat16)

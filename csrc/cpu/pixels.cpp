@@ -61,53 +61,68 @@ inline void fill(Line& line, const float* row, int64_t x, int64_t size, int64_t 
   line.at[size + 1] = x + size < width ? row[x + size] : own[x + size - 1];
 }
 
-}  // namespace
-
-extern "C" {
-
 // taken: [batch * n, channels * patch * patch]; cells: [batch * n], where the patches move.
-void smi_take_pixels(const Patches* given, const float* images, float* taken, int64_t* cells) {
-  const Patches& p = *given;
+template <class T>
+void take_pixels(const Patches& p, const float* images, T* taken, int64_t* cells) {
   share(p.batch * p.n, 4 * p.pixels(), [&](int64_t begin, int64_t end) {
     for (int64_t token = begin; token < end; ++token) {
       cells[token] = moved_cell(p, p.index[token]);
       patch_rows(p, token, cells[token], [&](int64_t row, int64_t first, int64_t at) {
-        if (!p.flip && first + p.patch <= p.width) memcpy(taken + at, images + row + first, p.patch * sizeof(float));
-        else pixels_of_row(p, first, [&](int64_t j, int64_t x) { taken[at + j] = images[row + x]; });
+        if (!p.flip && first + p.patch <= p.width)
+          each(p.patch, [&](int64_t j, int some) { put(taken + at + j, get(images + row + first + j, some), some); });
+        else pixels_of_row(p, first, [&](int64_t j, int64_t x) { from_float(taken + at + j, images[row + x]); });
       });
     }
   });
 }
 
 // The adjoint: images [batch, channels, height, width] get the pixels, zero elsewhere. No pixel is named twice.
-void smi_give_pixels(const Patches* given, const float* pixels, float* images) {
-  const Patches& p = *given;
+template <class T>
+void give_pixels(const Patches& p, const T* pixels, float* images) {
   const int64_t size = p.channels * p.height * p.width;
   share(p.batch, 4. * size, [&](int64_t begin, int64_t end) {
     memset(images + begin * size, 0, (end - begin) * size * sizeof(float));
     for (int64_t token = begin * p.n; token < end * p.n; ++token)
       patch_rows(p, token, moved_cell(p, p.index[token]), [&](int64_t row, int64_t first, int64_t at) {
-        if (!p.flip && first + p.patch <= p.width) memcpy(images + row + first, pixels + at, p.patch * sizeof(float));
-        else pixels_of_row(p, first, [&](int64_t j, int64_t x) { images[row + x] = pixels[at + j]; });
+        if (!p.flip && first + p.patch <= p.width)
+          each(p.patch, [&](int64_t j, int some) { put(images + row + first + j, get(pixels + at + j, some), some); });
+        else pixels_of_row(p, first, [&](int64_t j, int64_t x) { images[row + x] = to_float(pixels[at + j]); });
       });
   });
 }
 
 // x [m, d] = or += position [cells, d] rows named by cells [m]; the rows of image b begin at row b * (prefix + n) + prefix.
-void smi_add_position(float* tokens, const float* position, const int64_t* cells, const float* prefix, int64_t batch, int64_t n, int64_t count, int64_t d) {
+template <class T>
+void add_position(T* tokens, const T* position, const int64_t* cells, const T* prefix, int64_t batch, int64_t n, int64_t count, int64_t d) {
   share(batch, 4. * n * d, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {
-      float* to = tokens + b * (count + n) * d;
-      if (count) memcpy(to, prefix, count * d * sizeof(float));
+      T* to = tokens + b * (count + n) * d;
+      if (count) memcpy(to, prefix, count * d * sizeof(T));
       to += count * d;
       if (position)
         for (int64_t i = 0; i < n; ++i) {
-          const float* from = position + cells[b * n + i] * d;
-          for (int64_t j = 0; j < d; ++j) to[i * d + j] += from[j];
+          const T* from = position + cells[b * n + i] * d;
+          each(d, [&](int64_t j, int some) { put(to + i * d + j, get(to + i * d + j, some) + get(from + j, some), some); });
         }
     }
   });
 }
+
+}  // namespace
+
+#define EXPORT(dtype, T)                                                                                                                       \
+  extern "C" void smi_take_pixels_##dtype(const Patches* p, const float* images, T* taken, int64_t* cells) {                                   \
+    take_pixels(*p, images, taken, cells);                                                                                                     \
+  }                                                                                                                                            \
+  extern "C" void smi_give_pixels_##dtype(const Patches* p, const T* pixels, float* images) { give_pixels(*p, pixels, images); }               \
+  extern "C" void smi_add_position_##dtype(T* tokens, const T* position, const int64_t* cells, const T* prefix, int64_t batch, int64_t n,      \
+                                           int64_t count, int64_t d) {                                                                         \
+    add_position(tokens, position, cells, prefix, batch, n, count, d);                                                                         \
+  }
+EXPORT(float32, float)
+EXPORT(bfloat16, bfloat16)
+
+extern "C" {
 
 // norms: [4]; partial: [planes, 4]. Sums within a plane in double, planes in order: the same for any number of threads.
 void smi_tv_norms(const float* images, int64_t planes, int64_t height, int64_t width, double* partial, float* norms) {

@@ -68,20 +68,27 @@ inline uvec rounded(vec x) {  // to a bfloat16 in the lower half, to nearest, ti
   return (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
 }
 
+#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
+#define SMI_BFLOAT16_PRODUCTS  // this processor rounds to bfloat16s, and multiplies and adds pairs of them to floats
+#endif
+
+#if defined(SMI_BFLOAT16_PRODUCTS)
+inline void store(bfloat16* p, vec x) {  // NaN stays NaN; numbers below the smallest normal one become 0
+  const __m256bh h = _mm512_cvtneps_pbh(__m512(x));
+  memcpy(p, &h, sizeof h);
+}
+#else
 inline void store(bfloat16* p, vec x) {  // NaN stays NaN
   hvec h = __builtin_convertvector(x == x ? rounded(x) : uvec{} + 0x7fc0u, hvec);
   memcpy(p, &h, sizeof h);
 }
+#endif
 
 // Two vectors, of bfloat16s only with such NaNs as come of bfloat16s and of arithmetic: with zeros below.
 template <class T>
 inline void store(T* p, vec left, vec right) {
   store(p, left), store(p + V, right);
 }
-
-#if defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__AVX512VL__)
-#define SMI_BFLOAT16_PRODUCTS  // this processor multiplies and adds pairs of bfloat16s to floats
-#endif
 
 #if defined(__AVX2__) && !defined(__AVX512F__)
 inline void store(bfloat16* p, vec left, vec right) {
@@ -100,7 +107,7 @@ inline ivec load(const int32_t* p) {
 
 inline void store(int32_t* p, ivec x) { memcpy(p, &x, sizeof x); }
 
-struct Pair {  // two 16-bit numbers that one instruction multiplies and adds
+struct [[gnu::may_alias]] Pair {  // two 16-bit numbers that one instruction multiplies and adds
   uint16_t first, second;
 };
 
@@ -162,9 +169,9 @@ inline float to_float(bfloat16 x) {
 inline void from_float(float* p, float x) { *p = x; }
 inline void from_float(_Float16* p, float x) { *p = _Float16(x); }
 inline void from_float(bfloat16* p, float x) {
-  bfloat16 out[V];
-  store(out, broadcast(x));
-  *p = out[0];
+  uint32_t u;
+  memcpy(&u, &x, 4);
+  p->bits = x == x ? uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16) : uint16_t(0x7fc0);
 }
 
 // e^x to one unit in the last place; 0 below the smallest normal number, so that exp(-inf) = 0.
@@ -197,11 +204,25 @@ inline vec exp2(vec x) {
   p = p * r + 2.4022647e-1f;
   p = p * r + 6.9314721e-1f;
   p = p * r + 1.f;
+#if defined(__AVX512F__)
+  p = vec(_mm512_scalef_ps(__m512(p), __m512(n)));
+#else
   ivec bits;
   memcpy(&bits, &p, sizeof p);
   bits += __builtin_convertvector(n, ivec) << 23;
   memcpy(&p, &bits, sizeof p);
+#endif
   return x < -126.f ? vec{} : p;
+}
+
+// 1 / x to two units in the last place, for x whose reciprocal is a normal number.
+inline vec reciprocal(vec x) {
+#if defined(__AVX512F__)
+  const vec near = vec(_mm512_rcp14_ps(__m512(x)));
+  return near * (2.f - x * near);
+#else
+  return 1.f / x;
+#endif
 }
 
 inline float sum(vec x) {  // by halves
@@ -225,14 +246,18 @@ inline void each(int64_t d, Body body) {
   if (j < d) body(j, int(d - j));
 }
 
-inline vec get(const float* p, int some) {
+template <class T>
+inline vec get(const T* p, int some) {
   if (some == V) return load(p);
-  float part[V] = {};
-  memcpy(part, p, some * sizeof(float));
+  T part[V] = {};
+  memcpy(part, p, some * sizeof(T));
   return load(part);
 }
 
-inline void put(float* p, vec x, int some) {
+template <class T>
+inline void put(T* p, vec x, int some) {
   if (some == V) return store(p, x);
-  memcpy(p, &x, some * sizeof(float));
+  T part[V];
+  store(part, x);
+  memcpy(p, part, some * sizeof(T));
 }

@@ -1,4 +1,4 @@
-"""cls_attention on the CPU in C++ (csrc/cpu/cls_attention.cpp), float32."""
+"""cls_attention on the CPU in C++ (csrc/cpu/cls_attention.cpp), float32 and bfloat16."""
 
 import ctypes
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smi.csrc import host
 
-from ..cpp_calls import call, dense
+from ..cpp_calls import DTYPES, call, dense, unless_taken
 
 
 class Params(ctypes.Structure):
@@ -32,16 +32,15 @@ unavailable, is_built, ensure_built = host.CPU.why_not, host.CPU.is_built, host.
 
 
 def unsupported(function: str, *args) -> str | None:
-    if any(arg.dtype != torch.float32 for arg in args if isinstance(arg, Tensor)):
-        return "it takes float32 alone"
-    return None
+    return unless_taken(*args)
 
 
 def forward(q: Tensor, kv: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """out, row, weights as in op.py."""
     batch, queries, heads, width = q.shape
     tokens = kv.shape[1]
-    out, row, weights = q.new_empty(batch, queries, heads * width), q.new_empty(batch, tokens), q.new_empty(batch, heads, queries, tokens)
+    out, row = q.new_empty(batch, queries, heads * width), q.new_empty(batch, tokens, dtype=torch.float32)
+    weights = q.new_empty(batch, heads, queries, tokens, dtype=torch.float32)
     _run("forward", q, kv, scale, out=out, row=row, weights=weights)
     return out, row, weights
 
@@ -61,7 +60,7 @@ def _run(function: str, q: Tensor, kv: Tensor, scale: float, **tensors: Tensor |
     (batch, queries, heads, width), count = q.shape, kv.shape[1]
     at = {name: x.data_ptr() for name, x in {"q": q, "kv": kv, **tensors}.items() if x is not None}
     params = Params(stride=kv.stride()[:4], batch=batch, queries=queries, tokens=count, heads=heads, width=width, scale=scale, **at)
-    call(f"smi_cls_attention_{function}", params, q, kv, *tensors.values(), cost=8.0 * q.numel() * count)
+    call(f"smi_cls_attention_{function}_{DTYPES[q.dtype]}", params, q, kv, *tensors.values(), cost=8.0 * q.numel() * count)
 
 
 def take_tokens(x: Tensor, count: int) -> Tensor:
@@ -78,4 +77,4 @@ def add_tokens(x: Tensor, few: Tensor) -> None:
 
 def _move(how: str, source: Tensor, target: Tensor, x: Tensor, count: int) -> None:
     params = Tokens(source.data_ptr(), target.data_ptr(), x.shape[0], x.shape[1], count, x.shape[2])
-    call(f"smi_{how}_tokens", params, source, target, cost=float(x.shape[0] * count * x.shape[2]))
+    call(f"smi_{how}_tokens_{DTYPES[x.dtype]}", params, source, target, cost=float(x.shape[0] * count * x.shape[2]))

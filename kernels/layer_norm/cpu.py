@@ -1,4 +1,4 @@
-"""layer_norm on the CPU in C++ (csrc/cpu/norm.cpp), float32."""
+"""layer_norm on the CPU in C++ (csrc/cpu/norm.cpp), float32 and bfloat16."""
 
 import ctypes
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smi.csrc import host
 
-from ..cpp_calls import call, dense
+from ..cpp_calls import DTYPES, call, dense, unless_taken
 
 
 class Params(ctypes.Structure):
@@ -24,10 +24,7 @@ unavailable, is_built, ensure_built = host.CPU.why_not, host.CPU.is_built, host.
 
 
 def unsupported(function: str, *args) -> str | None:
-    tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    if any(tensor.dtype != torch.float32 for tensor in tensors):
-        return "it takes float32 alone"
-    return None
+    return unless_taken(*args)
 
 
 def forward(
@@ -36,10 +33,10 @@ def forward(
     """y, s, mean, rstd as in op.py; y in out, contiguous, where there is one."""
     x = dense(x)
     y = x.new_empty(x.shape) if out is None else out
-    mean, rstd = x.new_empty(x.shape[:-1]), x.new_empty(x.shape[:-1])
+    mean, rstd = (x.new_empty(x.shape[:-1], dtype=torch.float32) for _ in range(2))
     s = x.new_empty(0) if residual is None else x.new_empty(x.shape)
     residual = None if residual is None else dense(residual)
-    named = {"x": x, "residual": residual, "weight": weight.contiguous(), "bias": None if bias is None else bias.contiguous()}
+    named = {"x": x, "residual": residual, "weight": _floats(weight), "bias": None if bias is None else _floats(bias)}
     _run("forward", x, eps, **named, s=s, y=y, mean=mean, rstd=rstd)
     return y, s, mean, rstd
 
@@ -50,13 +47,17 @@ def backward(
     """Gradient of s, in out where there is one, which may be grad_s."""
     s = dense(s)
     found = s.new_empty(s.shape) if out is None else out
-    named = {"grad": dense(grad_y), "grad_s": None if grad_s is None else dense(grad_s), "weight": weight.contiguous()}
+    named = {"grad": dense(grad_y), "grad_s": None if grad_s is None else dense(grad_s), "weight": _floats(weight)}
     _run("backward", s, eps, x=s, **named, mean=mean, rstd=rstd, found=found)
     return found
+
+
+def _floats(weight: Tensor) -> Tensor:
+    return weight.float().contiguous()
 
 
 def _run(function: str, rows: Tensor, eps: float, **tensors: Tensor | None) -> None:
     d = rows.shape[-1]
     at = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
     params = Params(**at, m=rows.numel() // d, d=d, eps=eps)
-    call(f"smi_layer_norm_{function}", params, *tensors.values(), cost=16.0 * rows.numel())
+    call(f"smi_layer_norm_{function}_{DTYPES[rows.dtype]}", params, *tensors.values(), cost=16.0 * rows.numel())

@@ -1,4 +1,4 @@
-"""The layers of a frozen Vision Transformer in C++ (csrc/cpu), on the CPU in float32.
+"""The layers of a frozen Vision Transformer in C++ (csrc/cpu), on the CPU in float32, and in bfloat16 where the processor multiplies it.
 
 Weights are packed once for each direction, in the order in which the GEMM reads them. Bias, residual, layer scale, activation and its derivative are
 applied while the result is in the cache. Results go to `out`, memory of the caller's, where it is given. `dispatched` has the same layers for every
@@ -14,7 +14,7 @@ from smi.csrc import host
 
 from ..attention import cpu as attention
 from ..cls_attention import cpu as cls_attention
-from ..cpp_calls import call
+from ..cpp_calls import DTYPES, call
 from ..layer_norm import cpu as layer_norm
 from ..patch_embed import cpu as patch_embed
 
@@ -34,28 +34,41 @@ class Params(ctypes.Structure):
     ]
 
 
-ensure_built = host.CPU.ensure_built
+PRODUCTS = ("nothing", "pairs of bfloat16s (AVX-512 BF16)", "tiles of bfloat16s (AMX)")  # what may multiply them, as the C++ numbers it
 
 
-def unsupported(weight: Tensor) -> str | None:
-    """Why a weight cannot be packed, as far as is known without compiling (`ensure_built`); None if nothing is known against it."""
-    if weight.device.type != "cpu" or weight.dtype != torch.float32:
-        return f"it takes float32 on the CPU, not {weight.dtype} on {weight.device}"
+def unsupported(*weights: Tensor) -> str | None:
+    """Why weights cannot be packed, as far as is known without compiling (`ensure_built`); None if nothing is known against it."""
+    for weight in weights:
+        if weight.device.type != "cpu" or weight.dtype not in DTYPES:
+            return f"it takes float32 or bfloat16 on the CPU, not {weight.dtype} on {weight.device}"
+        if weight.dtype == torch.bfloat16 and not torch.cpu._is_avx512_bf16_supported():
+            return "this processor does not multiply bfloat16"
+        if weight.dtype == torch.bfloat16 and any(side % 2 for side in weight.shape):
+            return f"it multiplies bfloat16 in pairs, and {' x '.join(map(str, weight.shape))} is not even"
     return host.CPU.why_not()
 
 
+def ensure_built(dtype: torch.dtype = torch.float32) -> str | None:
+    """Compile what is missing; why there are no layers in that dtype, in one sentence, None if there are."""
+    reason = host.CPU.ensure_built()
+    if reason is None and dtype == torch.bfloat16 and host.library().smi_bfloat16_products() == 0:
+        return "the compiler does not know this processor's bfloat16"
+    return reason
+
+
 class PackedMatrix:
-    """A matrix B [k, n], its rows times scale [k] where that is given, in the order in which the C++ reads it."""
+    """A matrix B [k, n], its rows times scale [k] float32 where that is given, in the order in which the C++ reads it."""
 
     def __init__(self, matrix: Tensor, scale: Tensor | None = None):
         self.k, self.n = matrix.shape
         library = host.library()
-        library.smi_packed_floats.restype = ctypes.c_int64
-        self.memory = matrix.new_empty(library.smi_packed_floats(ctypes.c_int64(self.k), ctypes.c_int64(self.n)))
+        library.smi_packed_numbers.restype = ctypes.c_int64
+        self.memory = matrix.new_empty(library.smi_packed_numbers(ctypes.c_int64(self.k), ctypes.c_int64(self.n)))
         strides = (ctypes.c_int64(stride) for stride in matrix.stride())
         sizes = (ctypes.c_int64(self.k), ctypes.c_int64(self.n))
-        scale = None if scale is None else scale.detach().contiguous()  # named, so that it lives as long as the call
-        library.smi_pack(_at(matrix), *strides, _at(scale), *sizes, _at(self.memory))
+        pack = getattr(library, f"smi_pack_{DTYPES[matrix.dtype]}")
+        pack(_at(matrix), *strides, _at(scale), *sizes, _at(self.memory))
 
     def multiply(
         self, x: Tensor, out: Tensor | None, epilogue: str = "none", bias=None, residual=None, gamma=None, derivative=None, activation: str = "gelu"
@@ -67,7 +80,7 @@ class PackedMatrix:
         tensors = (x, self.memory, bias, residual, gamma, derivative, out)
         pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
         params = Params(*pointers, m, self.k, self.n, self.k, EPILOGUES.index(epilogue), ACTIVATIONS.index(activation))
-        call("smi_linear", params, *tensors, cost=2.0 * m * self.k * self.n)
+        call(f"smi_linear_{DTYPES[x.dtype]}", params, *tensors, cost=2.0 * m * self.k * self.n)
         return out
 
 
@@ -79,9 +92,9 @@ class Linear:
     """x W^T + b and what may follow it, forward and backward to x. weight: [m, k]; bias, gamma: [m]. Every x and gradient must be contiguous."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None):
-        self.bias, self.gamma = (None if x is None else x.detach().contiguous() for x in (bias, gamma))
+        self.bias, self.gamma = (None if x is None else x.detach().float().contiguous() for x in (bias, gamma))
         self.transposed = PackedMatrix(weight.detach().T)  # W^T: forward
-        self.scaled = PackedMatrix(weight.detach(), gamma)  # gamma W: backward
+        self.scaled = PackedMatrix(weight.detach(), self.gamma)  # gamma W: backward
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """x W^T + b."""
@@ -117,7 +130,7 @@ class Norm:
     """LayerNorm over rows [..., d]."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, eps: float):
-        self.weight, self.bias, self.eps = weight.detach(), None if bias is None else bias.detach(), eps
+        self.weight, self.bias, self.eps = weight.detach().float(), None if bias is None else bias.detach().float(), eps
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised x, and mean and 1 / standard deviation of its rows."""
@@ -172,7 +185,7 @@ class Embed:
 
     def forward(self, images: Tensor, index: Tensor, augmentation: Tensor | None, out: Tensor | None = None) -> Tensor:
         """Tokens [B, P + n, d] of images float32 [B, C, H, W]; augmentation: int [3] (dy, dx, flip)."""
-        return self.embed(*patch_embed.take_pixels(images, index, augmentation, self.patch_size), out)
+        return self.embed(*patch_embed.take_pixels(images, index, augmentation, self.patch_size, self.prefix.dtype), out)
 
     def embed(self, pixels: Tensor, cells: Tensor, out: Tensor | None = None) -> Tensor:
         """Tokens of the pixels [B, n, C * p * p] that lie at grid cells [B, n]."""

@@ -1,4 +1,4 @@
-"""patch_embed on the CPU: pixels taken and given back in C++ (csrc/cpu/pixels.cpp), float32; the GEMM is PyTorch's."""
+"""patch_embed on the CPU: pixels taken and given back in C++ (csrc/cpu/pixels.cpp), tokens float32 or bfloat16; the GEMM is PyTorch's."""
 
 import ctypes
 
@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smi.csrc import host
+
+from ..cpp_calls import DTYPES, unless_taken
 
 
 class Patches(ctypes.Structure):
@@ -22,8 +24,8 @@ unavailable, is_built, ensure_built = host.CPU.why_not, host.CPU.is_built, host.
 
 
 def unsupported(function: str, *args) -> str | None:
-    dtypes = {arg.dtype for arg in args if isinstance(arg, Tensor) and arg.is_floating_point()} | ({args[-1]} if function == "backward" else set())
-    return "it takes float32 alone" if dtypes != {torch.float32} else None
+    images = args[-1] if function == "backward" else args[0].dtype
+    return "it takes images in float32 alone" if images != torch.float32 else unless_taken(*args)
 
 
 def described(index: Tensor, augmentation: Tensor | None, patch_size: int, channels: int, height: int, width: int) -> tuple[Patches, Tensor]:
@@ -33,12 +35,12 @@ def described(index: Tensor, augmentation: Tensor | None, patch_size: int, chann
     return Patches(index.data_ptr(), *index.shape, channels, height, width, patch_size, *moves), index
 
 
-def take_pixels(images: Tensor, index: Tensor, augmentation: Tensor | None, patch_size: int, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Pixels float32 [B, n, C * p * p] under the cells int64 [B, n] to which the patches move, and those cells."""
+def take_pixels(images: Tensor, index: Tensor, augmentation: Tensor | None, patch_size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Pixels [B, n, C * p * p] in dtype under the cells int64 [B, n] to which the patches move, and those cells."""
     patches, index = described(index, augmentation, patch_size, *images.shape[1:])
     images, cells = images.contiguous(), torch.empty_like(index)
-    pixels = images.new_empty(*index.shape, images.shape[1] * patch_size**2) if out is None else out
-    host.library().smi_take_pixels(ctypes.byref(patches), *map(_at, (images, pixels, cells)))
+    pixels = images.new_empty(*index.shape, images.shape[1] * patch_size**2, dtype=dtype)
+    getattr(host.library(), f"smi_take_pixels_{DTYPES[dtype]}")(ctypes.byref(patches), *map(_at, (images, pixels, cells)))
     return pixels, cells
 
 
@@ -46,7 +48,7 @@ def give_pixels(pixels: Tensor, index: Tensor, augmentation: Tensor | None, patc
     """The adjoint: out [B, C, H, W] gets the pixels [B, n, C * p * p] where they came from, zero elsewhere."""
     patches, index = described(index, augmentation, patch_size, *out.shape[1:])
     pixels = pixels.contiguous()  # named, so that it lives as long as the call
-    host.library().smi_give_pixels(ctypes.byref(patches), _at(pixels), _at(out))
+    getattr(host.library(), f"smi_give_pixels_{DTYPES[pixels.dtype]}")(ctypes.byref(patches), _at(pixels), _at(out))
     return out
 
 
@@ -54,7 +56,7 @@ def add_position(tokens: Tensor, position: Tensor | None, cells: Tensor, prefix:
     """Put the prefix tokens [P, d] before the patches of each image of tokens [B, P + n, d], in place, and add position [N, d] at cells [B, n]."""
     count = 0 if prefix is None else len(prefix)
     sizes = map(ctypes.c_int64, (*cells.shape, count, tokens.shape[-1]))
-    host.library().smi_add_position(*map(_at, (tokens, position, cells, prefix)), *sizes)
+    getattr(host.library(), f"smi_add_position_{DTYPES[tokens.dtype]}")(*map(_at, (tokens, position, cells, prefix)), *sizes)
 
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:
@@ -72,7 +74,7 @@ def forward(
     patch_size: int,
 ) -> Tensor:
     """Tokens [B, P + n, d] as in op.py."""
-    pixels, cells = take_pixels(images, index, augmentation, patch_size)
+    pixels, cells = take_pixels(images, index, augmentation, patch_size, weight.dtype)
     count = 0 if prefix is None else len(prefix)
     tokens = weight.new_empty(len(images), count + index.shape[1], len(weight))
     tokens[:, count:] = F.linear(pixels, weight, bias)
@@ -92,5 +94,5 @@ def backward(
     dtype: torch.dtype,
 ) -> Tensor:
     """Gradient [B, C, H, W] of the images."""
-    images = grad_tokens.new_empty(len(grad_tokens), weight.shape[1] // patch_size**2, height, width)
+    images = grad_tokens.new_empty(len(grad_tokens), weight.shape[1] // patch_size**2, height, width, dtype=dtype)
     return give_pixels(grad_tokens[:, prefix:] @ weight, index, augmentation, patch_size, images)

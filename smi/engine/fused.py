@@ -64,7 +64,7 @@ class Fused:
 
     def workspace(self) -> Workspace:
         """A new workspace, for the results of one pass at a time."""
-        return StaticWorkspace() if self.in_cpp else Workspace()
+        return StaticWorkspace(self.dtype) if self.in_cpp else Workspace()
 
     def forward(
         self, images: Tensor, index: Tensor, augmentation: Tensor | None = None, workspace: Workspace | None = None, save: bool = True
@@ -209,9 +209,10 @@ class Fused:
 
 def _family(vit: ViT) -> ModuleType:
     """The layers for this device and dtype: C++ on the CPU where it can be had and nothing else is asked for."""
-    if vit.device.type == "cpu" and backend() == "auto" and not (cpp.unsupported(vit.embed.weight) or cpp.ensure_built()):
-        return cpp
-    return dispatched
+    if vit.device.type != "cpu" or backend() != "auto":
+        return dispatched
+    weights = [vit.embed.weight, *(layer.weight for block in vit.blocks for layer in (block.qkv, block.proj, block.fc1, block.fc2))]
+    return dispatched if cpp.unsupported(*weights) or cpp.ensure_built(vit.embed.weight.dtype) else cpp
 
 
 def _attention_weights(q: Tensor, k: Tensor) -> Tensor:

@@ -31,15 +31,16 @@ class Workspace:
 
 
 class StaticWorkspace(Workspace):
-    """Memory that stays from iteration to iteration, one float32 tensor for each name."""
+    """Memory that stays from iteration to iteration, one tensor of dtype for each name."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
+        self.dtype = dtype
         self.tensors: dict[str, Tensor] = {}
 
     def __call__(self, name: str, *shape: int) -> Tensor:
         if name not in self.tensors or self.tensors[name].shape != shape:
-            self.tensors[name] = torch.empty(shape, dtype=torch.float32, device="cpu")
+            self.tensors[name] = torch.empty(shape, dtype=self.dtype, device="cpu")
         return self.tensors[name]
 
 

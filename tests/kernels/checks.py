@@ -10,14 +10,14 @@ from torch import Tensor
 from smi.kernels.comparison import Error, Example, cast, compare, error_of
 from smi.kernels.comparison import outcome as run
 
-__all__ = ["VERSIONS", "assert_close_enough", "cast", "check_version", "needs_float32", "poisoned", "run"]
+__all__ = ["VERSIONS", "assert_close_enough", "cast", "check_version", "needs", "poisoned", "run"]
 VERSIONS = ["reference", "stock", "triton"] + ([] if torch.cuda.is_available() else ["cpu"])  # of most operations, on the device of the tests
 
 
-def needs_float32(version: str, dtype: torch.dtype) -> None:
-    """Skip the test where a version does not take `dtype`."""
-    if version == "cpu" and dtype != torch.float32:
-        pytest.skip("the C++ for the CPU takes float32")
+def needs(version: str, dtype: torch.dtype, *taken: torch.dtype) -> None:
+    """Skip the test where the C++ for the CPU, which takes the dtypes `taken`, does not take `dtype`."""
+    if version == "cpu" and dtype not in taken:
+        pytest.skip(f"the C++ for the CPU takes {' and '.join(map(str, taken))}")
 
 
 @contextmanager

@@ -52,8 +52,9 @@ def test_stock_in_float64(device):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("tokens", "width"), [(47, 64), (99, 72), (130, 128)])
-@pytest.mark.parametrize("version", ["reference", "stock", "triton"])
+@pytest.mark.parametrize("version", checks.VERSIONS)
 def test_in_16_bits(version, tokens, width, dtype, device):
+    checks.needs(version, dtype, torch.float32, torch.bfloat16)
     check(version, arguments(tokens, width, 2, device=device), dtype)
 
 

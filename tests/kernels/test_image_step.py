@@ -67,7 +67,7 @@ def test_gradcheck():
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("shape", [(2, 3, 20, 12), (1, 1, 1, 1), (1, 2, 1, 9), (3, 1, 7, 1), (2, 3, 33, 65), (0, 3, 8, 8)])
 def test_norms_and_their_gradient_meet_the_error_rule(version, shape, dtype, device):
-    checks.needs_float32(version, dtype)
+    checks.needs(version, dtype, torch.float32)
     images = torch.randn(shape, dtype=torch.float64, device=device)
     narrow, exact = images.to(dtype), images.to(dtype).double()
     weights = torch.randn(4, dtype=torch.float64, device=device)
@@ -145,7 +145,7 @@ def test_definition_clips():
 @pytest.mark.parametrize("n", [7, None])
 @pytest.mark.parametrize("tv", [False, True])
 def test_versions_meet_the_error_rule(version, n, tv, dtype, device):
-    checks.needs_float32(version, dtype)
+    checks.needs(version, dtype, torch.float32)
     checks.check_version(version, image_step, definition, arguments(n=n, tv=tv, device=device), (), dtype, WRITTEN)
 
 

@@ -29,7 +29,7 @@ def arguments(rows=(3, 29), d=96, residual=True, bias=True, device="cpu"):
 @pytest.mark.parametrize("version", checks.VERSIONS)
 @pytest.mark.parametrize("residual", [False, True])
 def test_versions_meet_the_error_rule(version, residual, dtype, device):
-    checks.needs_float32(version, dtype)
+    checks.needs(version, dtype, torch.float32, torch.bfloat16)
     inputs = ("x", "residual") if residual else ("x",)
     checks.check_version(version, layer_norm, definition, arguments(residual=residual, device=device), inputs, dtype)
 

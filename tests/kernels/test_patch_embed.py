@@ -107,7 +107,7 @@ def test_definition_is_roll_flip_convolve_pick(augmentation, grid):
 @pytest.mark.parametrize("version", checks.VERSIONS)
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_versions_meet_the_error_rule(version, augmentation, dtype, device):
-    checks.needs_float32(version, dtype)
+    checks.needs(version, dtype, torch.float32)
     checks.check_version(version, patch_embed, definition, arguments(augmentation=augmentation, device=device), ("images",), dtype)
 
 
@@ -185,7 +185,7 @@ def test_non_contiguous_and_integer_types(version, integer, device):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_float32_pixels_under_16_bit_weights(version, dtype, device):
     """Tokens in the weights' dtype, the gradient in the pixels'."""
-    checks.needs_float32(version, dtype)
+    checks.needs(version, dtype, torch.float32, torch.bfloat16)
     given = arguments(device=device)
     narrow = checks.cast(given, dtype) | {"images": given["images"].float()}
     exact = checks.cast(narrow, torch.float64)

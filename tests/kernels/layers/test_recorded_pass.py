@@ -8,14 +8,28 @@ from smi.kernels.layers.cpp import Attention, Linear, Norm
 from smi.kernels.layers.recorded_pass import record
 
 pytestmark = [pytest.mark.fast, pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")]
-TOKENS, WIDTH = 13, 48
+TOKENS = 13
+FLOATS, PAIRS, TILES = (torch.float32, 48), (torch.bfloat16, 48), (torch.bfloat16, 64)  # dtype and width: which GEMM runs, where there is that one
+needs_bfloat16 = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor does not multiply bfloat16")
+KINDS = [FLOATS, pytest.param(PAIRS, marks=needs_bfloat16), pytest.param(TILES, marks=needs_bfloat16)]
 
 
-def block():
+@pytest.fixture(params=KINDS, ids=["floats", "pairs", "tiles"])
+def kind(request):
+    return request.param
+
+
+def inputs(kind, images):
+    dtype, width = kind
+    return [torch.randn(images, TOKENS, width).to(dtype) for _ in range(2)]
+
+
+def block(kind):
     """A function of x [B, T, d] and the gradient of the result that is made of every layer, forward and backward."""
+    dtype, width = kind
     draw = torch.Generator().manual_seed(0)
-    wide, narrow = (torch.randn(*shape, generator=draw) * 0.1 for shape in ((3 * WIDTH, WIDTH), (WIDTH, 3 * WIDTH)))
-    norm, qkv, fc2 = Norm(torch.rand(WIDTH, generator=draw), None, 1e-6), Linear(wide), Linear(narrow, torch.ones(WIDTH), torch.rand(WIDTH))
+    wide, narrow = ((torch.randn(*shape, generator=draw) * 0.1).to(dtype) for shape in ((3 * width, width), (width, 3 * width)))
+    norm, qkv, fc2 = Norm(torch.rand(width, generator=draw), None, 1e-6), Linear(wide), Linear(narrow, torch.ones(width), torch.rand(width))
 
     def layers(x, grad):
         y, *statistics = norm.forward(x)
@@ -38,9 +52,8 @@ def threads():
 
 
 @pytest.mark.parametrize("images", [0, 1, 2, 3, 7, 20])
-def test_image_by_image_is_one_after_the_other(images, threads):
-    layers = block()
-    x, grad = torch.randn(images, TOKENS, WIDTH), torch.randn(images, TOKENS, WIDTH)
+def test_image_by_image_is_one_after_the_other(images, threads, kind):
+    layers, (x, grad) = block(kind), inputs(kind, images)
     want = layers(x, grad)
     for count in (1, 2, 3):
         threads(count)
@@ -49,8 +62,8 @@ def test_image_by_image_is_one_after_the_other(images, threads):
         assert all(torch.equal(a, b) for a, b in zip(want, results, strict=True)), count
 
 
-def test_a_recording_computes_when_it_runs_and_anew_each_time():
-    layers, x, grad = block(), torch.randn(4, TOKENS, WIDTH), torch.randn(4, TOKENS, WIDTH)
+def test_a_recording_computes_when_it_runs_and_anew_each_time(kind):
+    layers, (x, grad) = block(kind), inputs(kind, 4)
     results, recorded_pass = record(lambda: layers(x, grad), 4, TOKENS)
     for result in results:
         result.fill_(7)
@@ -61,8 +74,8 @@ def test_a_recording_computes_when_it_runs_and_anew_each_time():
         assert all(torch.equal(a, b) for a, b in zip(layers(x, grad), results, strict=True))
 
 
-def test_images_do_not_see_one_another():
-    layers, x, grad = block(), torch.randn(6, TOKENS, WIDTH), torch.randn(6, TOKENS, WIDTH)
+def test_images_do_not_see_one_another(kind):
+    layers, (x, grad) = block(kind), inputs(kind, 6)
     want = layers(x, grad)
     x[2] = float("nan")
     results, recorded_pass = record(lambda: layers(x, grad), 6, TOKENS)

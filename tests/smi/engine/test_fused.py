@@ -63,7 +63,7 @@ def test_agrees_with_the_reference_on_every_model(variant, active, family):
 def test_static_memory_gives_the_same_every_time(variant, family):
     """Twice into the same memory, with another pass without backward between the two."""
     vit, images, index, pull = problem(variant)
-    fused, workspace = Fused(vit, "float32"), StaticWorkspace()
+    fused, workspace = Fused(vit, "float32"), StaticWorkspace(torch.float32)
     want, _, saved = fused.forward(images, index, AUGMENTATION)
     grad = fused.backward(saved, pull)
     for _ in range(2):
@@ -78,7 +78,7 @@ def test_static_memory_gives_the_same_every_time(variant, family):
 def test_memory_follows_the_images_the_shape_and_the_engine(variant, family):
     """What was recorded for one shape, batch or engine is never replayed for another."""
     vit, images, index, pull = problem(variant)
-    engines, workspace = [Fused(vit, "float32"), Fused(vit, "float32", recompute=True)], StaticWorkspace()
+    engines, workspace = [Fused(vit, "float32"), Fused(vit, "float32", recompute=True)], StaticWorkspace(torch.float32)
     draws = torch.Generator().manual_seed(5)
     for count, active in ((len(images), index.shape[1]), (1, 2), (len(images), 2), (len(images), index.shape[1])):
         for fused in engines:
@@ -93,7 +93,7 @@ def test_memory_follows_the_images_the_shape_and_the_engine(variant, family):
 
 def test_activations_computed_again_give_the_same_gradients(variant, family):
     vit, images, index, pull = problem(variant)
-    saving, recomputing, workspace = Fused(vit, "float32"), Fused(vit, "float32", recompute=True), StaticWorkspace()
+    saving, recomputing, workspace = Fused(vit, "float32"), Fused(vit, "float32", recompute=True), StaticWorkspace(torch.float32)
     want, _, saved = saving.forward(images, index, AUGMENTATION)
     grad = saving.backward(saved, pull)
     for _ in range(2):
@@ -111,7 +111,7 @@ def test_patches_with_their_cells_give_the_logits_of_the_reference(variant, acti
     wide = vit.to("cpu", torch.float64)
     truth = engine.forward_patches(wide, patches.double(), index)
     torch.testing.assert_close(truth, engine.forward(wide, images.double(), index).logits, rtol=1e-10, atol=1e-12)
-    fused, workspace = Fused(vit, "float32"), StaticWorkspace()
+    fused, workspace = Fused(vit, "float32"), StaticWorkspace(torch.float32)
     for _ in range(2):
         assert relative(fused.forward_patches(patches, index, workspace), truth) < 1e-5
 
@@ -230,7 +230,7 @@ def test_memory_estimate_is_near_what_static_memory_takes(recompute):
 
     model = small_vit(img_size=64, embed_dim=96, depth=6)
     vit, images, index, pull = problem(model, batch=4)
-    fused, workspace = Fused(vit, "float32", recompute), StaticWorkspace()
+    fused, workspace = Fused(vit, "float32", recompute), StaticWorkspace(torch.float32)
     _, _, saved = fused.forward(images, index, AUGMENTATION, workspace)
     fused.backward(saved, pull)
     taken = sum(tensor.nbytes for tensor in workspace.tensors.values())

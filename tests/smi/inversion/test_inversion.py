@@ -281,9 +281,9 @@ from smi.inversion.memory_estimate import CPU_SLACK, step_memory
 from smi.models import describe
 model = timm.create_model("deit_tiny_patch16_224")
 peak = lambda: 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])  # not the parent's, as ru_maxrss
-smi.invert(model, method="dense", num_images=1, iterations=1, progress=False)
+smi.invert(model, method="dense", num_images=1, iterations=1, dtype="float32", progress=False)
 before = peak()
-smi.invert(model, method="dense", num_images=12, iterations=3, progress=False)
+smi.invert(model, method="dense", num_images=12, iterations=3, dtype="float32", progress=False)
 one, twelve = (step_memory(describe(model), batch, 196, Mode(torch.float32)).beside_weights for batch in (1, 12))
 print((peak() - before) / ((twelve - one) * CPU_SLACK))
 """
