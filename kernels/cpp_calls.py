@@ -77,3 +77,40 @@ def dense(x: Tensor) -> Tensor:
     if _thread.collected is not None:
         raise RuntimeError(f"what is recorded must be contiguous, got shape {tuple(x.shape)} with strides {x.stride()}")
     return x.contiguous()
+
+
+def address(x: Tensor | None, *shape: int, dtype: torch.dtype = torch.float32) -> int | None:
+    """Where x lies; None for None. Raises ValueError unless it is contiguous memory of `shape` and dtype on the CPU: the C++ takes sizes on trust."""
+    if x is None:
+        return None
+    if x.shape != shape or x.dtype is not dtype or not x.is_cpu or not x.is_contiguous():
+        raise ValueError(f"C++ takes contiguous {dtype} {list(shape)} on the CPU here, got {_described(x)}")
+    return checked(x).data_ptr()
+
+
+def address_of_rows(x: Tensor, *shape: int, dtype: torch.dtype = torch.float32) -> int:
+    """The same for x with any strides but the last, which must be 1."""
+    if x.shape != shape or x.dtype is not dtype or not x.is_cpu or (x.stride(-1) != 1 and x.shape[-1] > 1):
+        raise ValueError(f"C++ takes {dtype} {list(shape)} with dense rows on the CPU here, got {_described(x)}")
+    return checked(x).data_ptr()
+
+
+def checked(x: Tensor) -> Tensor:
+    """x. Raises ValueError where its memory ends before its last element, as of a storage that was resized."""
+    if x.numel():
+        last = x.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+        if (last + 1) * x.itemsize > x.untyped_storage().nbytes():
+            raise ValueError(f"the memory of a tensor is gone or too small: {_described(x)} in {x.untyped_storage().nbytes()} bytes")
+    return x
+
+
+def in_range(name: str, x: Tensor | None, lowest: int, end: int) -> None:
+    """Raise IndexError unless all whole numbers in x lie in [lowest, end): the C++ would read or write beyond the memory."""
+    if x is not None and x.numel():
+        least, most = map(int, x.aminmax())
+        if least < lowest or most >= end:
+            raise IndexError(f"{name} must lie from {lowest} to {end - 1}, got {least} to {most}")
+
+
+def _described(x: Tensor) -> str:
+    return f"{x.dtype} {list(x.shape)} with strides {list(x.stride())} on {x.device}"

@@ -16,15 +16,14 @@ from .inversion.methods import COMPARED
 from .inversion.prepare import check_whole
 from .inversion.schedules import Schedule, make_schedule
 from .models.by_name import EMBEDDED, load_model
-from .models.vit import ViT, describe
+from .models.vit import Block, ViT, describe
 
 PUBLISHED_FACTOR = 384  # forward and twice that for the backward pass, times a batch of 128
 NORM_OPS = 4  # per element, in the published rule
 
 
-def _block_linear(vit: ViT) -> int:
-    """Multiply-adds of one block's four linear layers, per token."""
-    block = vit.blocks[0]
+def _block_linear(block: Block) -> int:
+    """Multiply-adds of a block's four linear layers, per token."""
     return sum(layer.weight.numel() for layer in (block.qkv, block.proj, block.fc1, block.fc2))
 
 
@@ -38,7 +37,7 @@ def published_gflops(vit: ViT, schedule: Schedule) -> float:
     tokens = schedule.patches_per_image + vit.num_prefix
     norms = 2 * len(vit.blocks) + sum(norm is not None for norm in (vit.norm_pre, vit.norm, vit.fc_norm))
     macs = (
-        len(vit.blocks) * tokens * _block_linear(vit)
+        tokens * sum(map(_block_linear, vit.blocks))
         + vit.num_patches * vit.embed.weight.numel()
         + _heads(vit)
         + NORM_OPS * norms * tokens * vit.embed_dim
@@ -53,15 +52,14 @@ def step_flops(vit: ViT, active: int, cls_only: bool = False) -> int:
     queries, projection and MLP for the prefix tokens alone, which is exact and is the floor of any engine; the reference engine does not.
     """
     tokens, prefix = active + vit.num_prefix, vit.num_prefix
-    width = vit.blocks[0].qkv.weight.shape[0] // 3
-    linear, attention = _block_linear(vit), 2 * tokens * width  # multiply-adds per token; per query token
-    full = len(vit.blocks) - cls_only
-    macs = 2 * (full * tokens * linear + active * vit.embed.weight.numel() + _heads(vit)) + 3 * full * tokens * attention
-    if cls_only:
-        keys_values = 2 * width * vit.embed_dim
-        macs += 2 * (tokens * keys_values + prefix * (linear - keys_values)) + 3 * prefix * attention
+    full, last = (vit.blocks[:-1], vit.blocks[-1]) if cls_only else (vit.blocks, None)
+    macs = 2 * (tokens * sum(map(_block_linear, full)) + active * vit.embed.weight.numel() + _heads(vit))
+    macs += 3 * tokens * sum(2 * tokens * block.width for block in full)  # attention: multiply-adds per query token
+    if last is not None:
+        keys_values = 2 * last.width * vit.embed_dim
+        macs += 2 * (tokens * keys_values + prefix * (_block_linear(last) - keys_values)) + 3 * prefix * 2 * tokens * last.width
     else:
-        macs += attention  # the CLS row that ranks patches, read apart, forward only
+        macs += 2 * tokens * vit.blocks[-1].width  # the CLS row that ranks patches, read apart, forward only
     return 2 * macs
 
 

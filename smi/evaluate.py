@@ -3,6 +3,7 @@
 Agreement is the fraction of images that a model assigns to the label they were made for, confidence the probability it gives that label.
 """
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +14,10 @@ from .errors import InputError
 from .images.patches import from_patches
 from .images.readers import Reader, logits, make_reader
 from .images.sparse_images import SparseImages
+from .models.unwrap import holds_vit, peel
+from .models.vit import describe_weights
 from .random_streams import generator
+from .surroundings import at_the_door, evaluating
 
 COMPARED = 200  # images set against real ones at most: every one is compared with all of its class
 
@@ -61,6 +65,7 @@ class Evaluation:
         return asdict(self)
 
 
+@at_the_door
 def evaluate(
     images: SparseImages,
     model: nn.Module,
@@ -76,7 +81,9 @@ def evaluate(
     real: images [N, C, H, W], normalised as the synthetic ones, and labels [N]. seed: of the random patches. device: None: the model's.
     Raises InputError where a model or the real images do not fit the images.
     """
-    device = next(model.parameters()).device if device is None else torch.device(device)
+    device = _device_of(model) if device is None else torch.device(device)
+    if holds_vit(model):
+        describe_weights(model)  # what the images were made from is supported, or it is another model
     answers, _ = _answers(model, images, device, "the model")
     shuffled = None if _stages(images) == 1 else random_parts(images, seed)
     return Evaluation(
@@ -161,12 +168,18 @@ def _stages(images: SparseImages) -> int:
     return int(images.stage.max()) + 1
 
 
+def _device_of(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
 def _answers(model: nn.Module, images: SparseImages, device: torch.device, role: str) -> tuple[Tensor, Reader]:
-    model = model.to(device).eval()
-    read = make_reader(model, images, role)
-    if int(images.labels.max()) >= read.num_classes:
-        raise InputError(f"the images have labels up to {int(images.labels.max())}, but {role} has {read.num_classes} classes")
-    return logits(read, images, device), read
+    if any(tensor.device != device for tensor in (*model.parameters(), *model.buffers())):
+        model = copy.deepcopy(peel(model)).to(device)  # the user's own stays where it is
+    with evaluating(model):
+        read = make_reader(model, images, role)
+        if int(images.labels.max()) >= read.num_classes:
+            raise InputError(f"the images have labels up to {int(images.labels.max())}, but {role} has {read.num_classes} classes")
+        return logits(read, images, device), read
 
 
 def _verdict(verifier: nn.Module, images: SparseImages, teacher: Tensor, device: torch.device) -> Verdict:

@@ -1,5 +1,7 @@
 """Models that tests share: small, random but not degenerate, one for each feature of timm's Vision Transformers."""
 
+from itertools import zip_longest
+
 import pytest
 import torch
 from timm.models.deit import VisionTransformerDistilled
@@ -42,14 +44,36 @@ VARIANTS = {
 }
 
 
+def pruned(hidden=(), heads=(), width=(), **options):
+    """A ViT whose block i has another hidden width, number of heads or head width, as structured pruning leaves it."""
+    model = VisionTransformer(**options)
+    d = options["embed_dim"]
+    for block, size in zip(model.blocks, hidden, strict=False):
+        block.mlp.fc1, block.mlp.fc2 = torch.nn.Linear(d, size), torch.nn.Linear(size, d)
+    for block, count, wide in zip_longest(model.blocks, heads, width):
+        attn = block.attn
+        count, wide = count or attn.num_heads, wide or attn.head_dim
+        attn.num_heads, attn.head_dim, attn.attn_dim, attn.scale = count, wide, count * wide, wide**-0.5
+        attn.qkv, attn.proj = torch.nn.Linear(d, 3 * count * wide), torch.nn.Linear(count * wide, d)
+    return model
+
+
+PRUNED = {  # of the variants, those that no architecture by name is
+    "pruned MLP": {"kind": pruned, "depth": 3, "hidden": (96, 100, 7)},
+    "pruned heads": {"kind": pruned, "depth": 3, "heads": (3, 1, 2)},
+    "pruned head width": {"kind": pruned, "depth": 3, "hidden": (20, 96, 50), "width": (8, 16, 5)},
+    "pruned, average pool": {"kind": pruned, "hidden": (96, 30), "heads": (1, 2), "global_pool": "avg"},
+}
+
+
 @pytest.fixture
 def vit():
     return small_vit()
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda name: name.replace(" ", "-"))
+@pytest.fixture(params=VARIANTS | PRUNED, ids=lambda name: name.replace(" ", "-"))
 def variant(request):
-    return small_vit(**VARIANTS[request.param])
+    return small_vit(**(VARIANTS | PRUNED)[request.param])
 
 
 def fails(capsys, arguments, code, *parts):

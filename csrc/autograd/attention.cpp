@@ -32,11 +32,22 @@ bool integers(const Integers& x, int64_t dims, int64_t batch) {
   return !x || ((x->scalar_type() == at::kInt || x->scalar_type() == at::kLong) && x->is_cpu() && x->dim() == dims && x->size(0) == batch);
 }
 
+// Whether all of x lie in [lowest, end): what is beyond would be read and written beyond the memory.
+void check_range(const char* name, const Integers& x, int64_t lowest, int64_t end) {
+  if (!x || !x->numel()) return;
+  const Tensor wide = x->to(at::kLong).contiguous();
+  const int64_t* at = wide.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < wide.numel(); ++i)
+    TORCH_CHECK_INDEX(lowest <= at[i] && at[i] < end, "attention: ", name, " must lie from ", lowest, " to ", end - 1, ", got ", at[i]);
+}
+
 void check(const Tensor& qkv, const Integers& index, const Integers& lengths) {
-  const bool fits = qkv.dim() == 5 && qkv.size(2) == 3 && qkv.size(1) > 0 && qkv.size(3) > 0 && qkv.size(4) > 0 &&
+  const bool fits = qkv.is_cpu() && qkv.dim() == 5 && qkv.size(2) == 3 && qkv.size(1) > 0 && qkv.size(3) > 0 && qkv.size(4) > 0 &&
                     integers(index, 2, qkv.size(0)) && (!index || (index->size(1) > 0 && index->size(1) <= qkv.size(1))) &&
                     integers(lengths, 1, qkv.size(0));
   TORCH_CHECK_VALUE(fits, "attention_eager: qkv must be [B, L, 3, H, D], index integers [B, n], n <= L, lengths integers [B]");
+  check_range("index", index, 0, qkv.size(1));
+  check_range("lengths", lengths, 0, (index ? index->size(1) : qkv.size(1)) + 1);
 }
 
 AttentionParams params_of(const Tensor& qkv, const Tensor& index, const Tensor& lengths, double scale) {
@@ -68,13 +79,20 @@ Tensor forward(const Tensor& qkv, const Tensor& index, const Tensor& lengths, do
 }
 
 Tensor backward(const Tensor& given, const Tensor& qkv, const Integers& chosen, const Integers& real, double scale, const Tensor& kept) {
+  check(qkv, chosen, real);
   const Tensor grad = given.contiguous(), index = chosen ? *chosen : Tensor(), lengths = real ? *real : Tensor();
   AttentionParams p = params_of(qkv, index, lengths, scale);
+  const int64_t shares = shares_of(p);
+  const bool fits = qkv.stride(4) == 1 && grad.is_cpu() && grad.scalar_type() == qkv.scalar_type() && kept.is_cpu() && kept.is_contiguous() &&
+                    grad.sizes() == at::IntArrayRef({p.batch, p.n, p.heads * p.width}) &&
+                    kept.numel() == (shares ? shares : p.batch * p.heads * p.n) && kept.scalar_type() == (shares ? qkv.scalar_type() : at::kFloat);
+  TORCH_CHECK_VALUE(fits, "attention_eager_backward: grad and what was kept do not fit qkv");
+  TORCH_CHECK_VALUE((!chosen || index.is_contiguous()) && (!real || lengths.is_contiguous()), "attention_eager_backward: index must be contiguous");
   const bool whole = !index.defined() && !lengths.defined();  // then every row is written
   const Tensor dqkv = whole ? at::empty(qkv.sizes(), qkv.options()) : at::zeros(qkv.sizes(), qkv.options());
   p.grad = grad.const_data_ptr();
   p.dqkv = dqkv.mutable_data_ptr();
-  if (shares_of(p)) {
+  if (shares) {
     p.shares = kept.mutable_data_ptr();
   } else {
     p.lse = kept.mutable_data_ptr<float>();

@@ -14,7 +14,7 @@ struct Call {
 
 // tokens: of an image; cost: arithmetic operations of all calls for one image.
 extern "C" void smi_run_recording(const Call* calls, int64_t count, int64_t images, int64_t tokens, double cost) {
-  const int64_t together = tokens < ROWS ? (ROWS + tokens / 2) / tokens : 1;  // images of about as many rows as an operation passes over at a time
+  const int64_t together = 0 < tokens && tokens < ROWS ? (ROWS + tokens / 2) / tokens : 1;  // images of about as many rows as an operation passes over at a time
   share(images, cost, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin; first < end; first += together) {
       const int64_t last = first + together < end ? first + together : end;

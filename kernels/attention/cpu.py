@@ -8,7 +8,7 @@ from torch import Tensor
 
 from smi.csrc import host
 
-from ..cpp_calls import call, dense
+from ..cpp_calls import address, address_of_rows, call, dense, in_range
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -71,10 +71,16 @@ def backward(
 
 def _run(function: str, qkv: Tensor, index: Tensor | None, lengths: Tensor | None, scale: float, n: int, **tensors: Tensor) -> None:
     qkv = qkv if qkv.stride(-1) == 1 else dense(qkv)
-    for name, integers in (("index", index), ("lengths", lengths)):
-        if integers is not None:
-            tensors[name] = integers.long().contiguous()
     batch, rows, _, heads, width = qkv.shape
-    at = {name: x.data_ptr() for name, x in tensors.items()}
-    params = Params(qkv=qkv.data_ptr(), stride=qkv.stride()[:4], batch=batch, rows=rows, n=n, heads=heads, width=width, scale=scale, **at)
+    shapes = dict.fromkeys(("out", "grad"), (batch, n, heads * width)) | {"lse": (batch, heads, n), "dqkv": (batch, rows, 3, heads, width)}
+    at = {name: address(x, *shapes[name], dtype=torch.float32 if name == "lse" else qkv.dtype) for name, x in tensors.items()}
+    for name, integers, shape, ends in (("index", index, (batch, n), (0, rows)), ("lengths", lengths, (batch,), (0, n + 1))):
+        if integers is not None:
+            in_range(name, integers, *ends)
+            tensors[name] = integers.long().contiguous()
+            at[name] = address(tensors[name], *shape, dtype=torch.int64)
+    if n > rows and index is None:
+        raise ValueError(f"attention among the first {n} tokens of {rows}")
+    first = address_of_rows(qkv, batch, rows, 3, heads, width, dtype=qkv.dtype)
+    params = Params(qkv=first, stride=qkv.stride()[:4], batch=batch, rows=rows, n=n, heads=heads, width=width, scale=scale, **at)
     call(f"smi_attention_{function}_{DTYPES[qkv.dtype]}", params, qkv, *tensors.values(), cost=8.0 * batch * heads * n * n * width)

@@ -21,8 +21,8 @@ def attention(qkv: Tensor, index: Tensor | None = None, lengths: Tensor | None =
 
     qkv: [B, L, 3, H, D], any strides; index: int32 or int64 [B, n], distinct rows of qkv to attend among, all L when None; lengths: int32 or int64
     [B], 1 <= length <= n, tokens of each image that are real; scale: D ** -0.5 when None. Returns [B, n, H * D]; rows past an image's length are
-    zero. Differentiable in qkv: rows that are not named, or past the length, get exact zeros. Values of index and lengths are not checked (that
-    would wait for the device). Raises ValueError where shapes or dtypes do not fit.
+    zero. Differentiable in qkv: rows that are not named, or past the length, get exact zeros. Raises ValueError where shapes or dtypes do not fit, on
+    the CPU IndexError where index or lengths are out of range (on a GPU that would wait for the device).
     """
     direct = dispatch.differentiable("attention", qkv, index, lengths)
     if direct is None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smi.csrc import host
 
-from ..cpp_calls import DTYPES, call, dense, unless_taken
+from ..cpp_calls import DTYPES, address, address_of_rows, call, dense, unless_taken
 
 
 class Params(ctypes.Structure):
@@ -58,7 +58,12 @@ def backward(
 def _run(function: str, q: Tensor, kv: Tensor, scale: float, **tensors: Tensor | None) -> None:
     q, kv = dense(q), kv if kv.stride(-1) == 1 else dense(kv)
     (batch, queries, heads, width), count = q.shape, kv.shape[1]
-    at = {name: x.data_ptr() for name, x in {"q": q, "kv": kv, **tensors}.items() if x is not None}
+    merged, shape = (batch, queries, heads * width), (batch, count, 2, heads, width)
+    shapes = {"out": merged, "grad": merged, "weights": (batch, heads, queries, count), "dq": q.shape, "dkv": shape}
+    shapes |= dict.fromkeys(("row", "grad_row"), (batch, count))
+    dtypes = dict.fromkeys(("row", "grad_row", "weights"), torch.float32)
+    at = {name: address(x, *shapes[name], dtype=dtypes.get(name, q.dtype)) for name, x in tensors.items()}
+    at |= {"q": address(q, *q.shape, dtype=q.dtype), "kv": address_of_rows(kv, *shape, dtype=q.dtype)}
     params = Params(stride=kv.stride()[:4], batch=batch, queries=queries, tokens=count, heads=heads, width=width, scale=scale, **at)
     call(f"smi_cls_attention_{function}_{DTYPES[q.dtype]}", params, q, kv, *tensors.values(), cost=8.0 * q.numel() * count)
 
@@ -76,5 +81,9 @@ def add_tokens(x: Tensor, few: Tensor) -> None:
 
 
 def _move(how: str, source: Tensor, target: Tensor, x: Tensor, count: int) -> None:
-    params = Tokens(source.data_ptr(), target.data_ptr(), x.shape[0], x.shape[1], count, x.shape[2])
-    call(f"smi_{how}_tokens_{DTYPES[x.dtype]}", params, source, target, cost=float(x.shape[0] * count * x.shape[2]))
+    (batch, tokens, width), few = x.shape, (x.shape[0], count, x.shape[2])
+    if count > tokens:
+        raise ValueError(f"{count} of {tokens} tokens")
+    at = (address(tensor, *(x.shape if tensor is x else few), dtype=x.dtype) for tensor in (source, target))
+    params = Tokens(*at, batch, tokens, count, width)
+    call(f"smi_{how}_tokens_{DTYPES[x.dtype]}", params, source, target, cost=float(batch * count * width))

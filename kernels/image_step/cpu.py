@@ -7,6 +7,7 @@ from torch import Tensor
 
 from smi.csrc import host
 
+from ..cpp_calls import address
 from ..patch_embed.cpu import described
 from . import stock
 
@@ -47,8 +48,13 @@ def forward(
     if tv_weight:
         pull, norms = images.new_empty(index.numel() * images.shape[1] * patch_size**2), norms.float().contiguous()
     bounds = [bound.float().contiguous() for bound in (low, high)]
-    tensors = (images, grad.contiguous(), exp_avg, exp_avg_sq, out, pull, *bounds, norms if tv_weight else None)
-    pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+    grad = grad.contiguous()  # named, so that it lives as long as the call
+    like = (images, grad, exp_avg, exp_avg_sq, out)
+    if len(index) != batch or patch_size > MOST:
+        raise ValueError(f"index must have {batch} rows and patches at most {MOST} pixels a side, got {len(index)} and {patch_size}")
+    pointers = [address(tensor, *images.shape) for tensor in like]
+    pointers += [address(pull, *(() if pull is None else pull.shape)), *(address(bound, images.shape[1]) for bound in bounds)]
+    pointers.append(address(norms if tv_weight else None, 4))
     state = Step(*pointers, tv_weight, beta1, 1 - beta1, beta2, 1 - beta2, eps, lr / (1 - beta1**count), 1 / (1 - beta2**count))
     host.library().smi_image_step(ctypes.byref(patches), ctypes.byref(state))
 
@@ -60,7 +66,7 @@ def tv_norms(images: Tensor) -> Tensor:
     partial = images.new_empty(planes, 4, dtype=torch.float64)
     sizes = map(ctypes.c_int64, (planes, height, width))
     at = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (partial, norms))
-    host.library().smi_tv_norms(ctypes.c_void_p(images.data_ptr()), *sizes, *at)
+    host.library().smi_tv_norms(ctypes.c_void_p(address(images, *images.shape)), *sizes, *at)
     return norms
 
 

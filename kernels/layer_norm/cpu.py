@@ -7,7 +7,7 @@ from torch import Tensor
 
 from smi.csrc import host
 
-from ..cpp_calls import DTYPES, call, dense, unless_taken
+from ..cpp_calls import DTYPES, address, call, dense, unless_taken
 
 
 class Params(ctypes.Structure):
@@ -57,7 +57,12 @@ def _floats(weight: Tensor) -> Tensor:
 
 
 def _run(function: str, rows: Tensor, eps: float, **tensors: Tensor | None) -> None:
-    d = rows.shape[-1]
-    at = {name: tensor.data_ptr() for name, tensor in tensors.items() if tensor is not None}
-    params = Params(**at, m=rows.numel() // d, d=d, eps=eps)
+    d, statistics = rows.shape[-1], rows.shape[:-1]
+    shapes = dict.fromkeys(("weight", "bias"), (d,)) | dict.fromkeys(("mean", "rstd"), statistics)  # float32
+    if function == "forward" and tensors["residual"] is None:
+        tensors["s"] = None  # not written
+    at = {
+        name: address(tensor, *shapes[name]) if name in shapes else address(tensor, *rows.shape, dtype=rows.dtype) for name, tensor in tensors.items()
+    }
+    params = Params(**at, m=statistics.numel(), d=d, eps=eps)
     call(f"smi_layer_norm_{function}_{DTYPES[rows.dtype]}", params, *tensors.values(), cost=16.0 * rows.numel())

@@ -14,7 +14,7 @@ from smi.csrc import host
 
 from ..attention import cpu as attention
 from ..cls_attention import cpu as cls_attention
-from ..cpp_calls import DTYPES, call
+from ..cpp_calls import DTYPES, address, call, checked
 from ..layer_norm import cpu as layer_norm
 from ..patch_embed import cpu as patch_embed
 
@@ -62,30 +62,38 @@ class PackedMatrix:
 
     def __init__(self, matrix: Tensor, scale: Tensor | None = None):
         self.k, self.n = matrix.shape
+        if reason := unsupported(matrix):
+            raise ValueError(reason)
         library = host.library()
         library.smi_packed_numbers.restype = ctypes.c_int64
         self.memory = matrix.new_empty(library.smi_packed_numbers(ctypes.c_int64(self.k), ctypes.c_int64(self.n)))
         strides = (ctypes.c_int64(stride) for stride in matrix.stride())
         sizes = (ctypes.c_int64(self.k), ctypes.c_int64(self.n))
-        pack = getattr(library, f"smi_pack_{DTYPES[matrix.dtype]}")
-        pack(_at(matrix), *strides, _at(scale), *sizes, _at(self.memory))
+        at = map(ctypes.c_void_p, (checked(matrix).data_ptr(), address(scale, self.k), self.memory.data_ptr()))
+        getattr(library, f"smi_pack_{DTYPES[matrix.dtype]}")(next(at), *strides, next(at), *sizes, next(at))
 
     def multiply(
         self, x: Tensor, out: Tensor | None, epilogue: str = "none", bias=None, residual=None, gamma=None, derivative=None, activation: str = "gelu"
     ) -> Tensor:
-        """epilogue(x B): x [..., k], rows dense; out [..., n], contiguous, made where it is None."""
+        """epilogue(x B): x [..., k]; out [..., n], made where it is None; all contiguous."""
         if out is None:
             out = x.new_empty(*x.shape[:-1], self.n)
-        m = x.numel() // self.k
+        rows, columns = x.shape[:-1], (*x.shape[:-1], self.n)
+        m = rows.numel()
+        dtype = self.memory.dtype
+        pointers = (
+            address(x, *rows, self.k, dtype=dtype),
+            address(self.memory, *self.memory.shape, dtype=dtype),
+            address(bias, self.n),
+            address(residual, *columns, dtype=dtype),
+            address(gamma, self.n),
+            address(derivative, *columns, dtype=dtype),
+            address(out, *columns, dtype=dtype),
+        )
         tensors = (x, self.memory, bias, residual, gamma, derivative, out)
-        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
         params = Params(*pointers, m, self.k, self.n, self.k, EPILOGUES.index(epilogue), ACTIVATIONS.index(activation))
         call(f"smi_linear_{DTYPES[x.dtype]}", params, *tensors, cost=2.0 * m * self.k * self.n)
         return out
-
-
-def _at(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 class Linear:

@@ -126,11 +126,11 @@ class Embed:
         return call("patch_embed", "backward", grad, index, self.weight, augmentation, *sizes)
 
 
-def versions(weight: Tensor, tokens: int, heads: int) -> dict[str, str]:
-    """The version of every operation of a block that would run for a weight [m, d] and that many tokens, by name."""
+def versions(weight: Tensor, tokens: int, heads: int, width: int) -> dict[str, str]:
+    """The version of every operation of a block that would run for a weight [m, d] and that many tokens and heads of that width, by name."""
     d = weight.shape[1]
     x, w = (torch.empty(*shape, dtype=weight.dtype, device=weight.device) for shape in ((tokens, d), (d, d)))
-    qkv = torch.empty(1, tokens, 3, heads, d // heads, dtype=weight.dtype, device=weight.device)
+    qkv = torch.empty(1, tokens, 3, heads, width, dtype=weight.dtype, device=weight.device)
     return {
         "attention": resolve("attention", "forward", qkv, None, None, 1.0),
         "cls_attention": resolve("cls_attention", "forward", qkv[:, :1, 0], qkv[:, :, 1:], 1.0),

@@ -31,6 +31,11 @@ class RecordedPass:
         self.cost = sum(call.cost for call in calls) / max(images, 1)  # arithmetic operations of an image
         pairs = (Step(ctypes.cast(call.function, ctypes.c_void_p), ctypes.addressof(call.params)) for call in calls)
         self.steps = (Step * len(calls))(*pairs)
+        self.memory = {id(tensor): (tensor, tensor.data_ptr()) for call in calls for tensor in call.tensors if tensor is not None}.values()
+
+    def fits(self) -> bool:
+        """Whether all that the calls read and write lies where it lay when they were recorded."""
+        return all(tensor.data_ptr() == at for tensor, at in self.memory)
 
     def run(self) -> None:
         """Make the calls: image by image, or one after the other in all threads where the images cannot be shared out evenly."""

@@ -23,7 +23,8 @@ def patch_embed(
     """Tokens of the active patches of a rolled and flipped image, prefix tokens first.
 
     images: [B, C, H, W] in weight's dtype or float32, H and W multiples of patch_size; index: int32 or int64 [B, n], row-major cells of the active
-    patches in the still image, in range and distinct within a row (not checked: that would wait for the device); weight: [d, C * p * p]; bias: [d];
+    patches in the still image, in range (on the CPU IndexError where they are not; on a GPU that would wait for the device) and distinct within a
+    row; weight: [d, C * p * p]; bias: [d];
     position: [N, d]; prefix: [P, d]; augmentation: int32 or int64 [3], (dy, dx, flip), offsets in pixels, read on the device.
     Returns [B, P + n, d] in weight's dtype. Differentiable in images. Raises ValueError where shapes or dtypes do not fit or a weight requires a
     gradient.

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from ..errors import InputError, RunError
 from ..images.readers import Reader, logits, make_reader
 from ..models.folder import load_weights
-from ..models.vit import describe
+from ..models.unwrap import peel
+from ..models.vit import describe, describe_weights
 from ..random_streams import generator
+from ..surroundings import at_the_door, seeded
 from . import augment
 from .pool import Pool, Source
 from .progress import TrainingProgress
@@ -49,6 +51,7 @@ class Distilled:
         return {name: getattr(self, name) for name in ("best", "steps", "stopped_early", "accuracy", "settings", "curve")}
 
 
+@at_the_door
 def distill(
     teacher: nn.Module,
     student: nn.Module,
@@ -99,8 +102,9 @@ class _Distillation:
         self.device = torch.device(device) if device is not None else next(student.parameters()).device
         self.folder = None if output is None else open_folder(Path(output), force)
         self.pool = Pool(images, settings.refresh_every, settings.holdout, settings.seed, self.folder)
+        student = peel(student)
         self.student = copy.deepcopy(student).to(self.device)
-        self.teacher = copy.deepcopy(teacher).to(self.device).eval()
+        self.teacher = copy.deepcopy(peel(teacher)).to(self.device).eval()
         self.read_teacher = make_reader(self.teacher, self.pool.images, "the teacher", frozen=True)
         self.read_student = make_reader(self.student, self.pool.images, "the student")
         self._check_models()
@@ -131,6 +135,7 @@ class _Distillation:
         """Raise InputError where images, teacher and student do not fit one another."""
         teacher, student = self.read_teacher, self.read_student
         if not teacher.sparse:
+            describe_weights(self.teacher)  # says what is wrong with it, if anything is
             raise InputError("the teacher must be a ViT on the grid of the images: these were made for another model")
         if teacher.num_classes != student.num_classes:
             raise InputError(f"the student has {student.num_classes} classes, the teacher {teacher.num_classes}: they must be the same")
@@ -203,8 +208,8 @@ class _Distillation:
             patches, index = augment.drop_patches(patches, index, self.patch_dropout, draw)
         patches, index = patches.to(self.device), index.to(self.device)
         self.student.train()
-        torch.manual_seed(draw.initial_seed())  # dropout of students that have any
-        loss = divergence(self.read_student(patches, index), _targets(self.read_teacher, patches, index), settings.temperature)
+        with seeded(draw.initial_seed(), self.device):  # dropout of students that have any
+            loss = divergence(self.read_student(patches, index), _targets(self.read_teacher, patches, index), settings.temperature)
         for group in self.optimiser.param_groups:
             group["lr"] = settings.rate(self.step)
         self.optimiser.zero_grad()

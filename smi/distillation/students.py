@@ -10,8 +10,10 @@ from torch import nn
 
 from ..errors import InputError
 from ..models.by_name import load_model
+from ..models.unwrap import unwrapped
 from ..models.vit import describe
 from ..random_streams import generator
+from ..surroundings import neutral, seeded
 
 SMALL: dict[str, Any] = {"embed_dim": 64, "depth": 3, "num_heads": 4}
 
@@ -43,8 +45,7 @@ def make_student(
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Within it the global stream of random numbers, from which modules draw their weights, is set from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, "student").initial_seed())
+    with neutral(), seeded(generator(seed, "student").initial_seed()):
         yield
 
 
@@ -65,7 +66,7 @@ def partly_fresh(teacher: nn.Module, blocks: int, seed: int = 0) -> nn.Module:
     total = _depth(teacher)
     if not 0 <= blocks <= total:
         raise InputError(f"fresh_blocks must lie between 0 and the teacher's {total}, got {blocks}")
-    student: Any = copy.deepcopy(teacher)
+    student: Any = copy.deepcopy(unwrapped(teacher))
     parts = [*list(student.blocks)[total - blocks :], student.norm, student.fc_norm, student.head]
     with _seeded(seed), torch.no_grad():
         for part in [*parts, *([student.head_dist] if hasattr(student, "head_dist") else [])]:
@@ -74,7 +75,7 @@ def partly_fresh(teacher: nn.Module, blocks: int, seed: int = 0) -> nn.Module:
 
 
 def _depth(model: Any) -> int:
-    return len(model.blocks)
+    return len(unwrapped(model).blocks)
 
 
 def _reinitialise(part: nn.Module) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.vit import Block
+from ..models.description import Block
 from .saved_activations import HeadNorm
 
 
@@ -14,6 +14,7 @@ class BlockLayers:
     """One block's layers of a family, `kernels.layers.cpp` or `.dispatched`. split_query: queries are computed apart from keys and values."""
 
     def __init__(self, block: Block, family: ModuleType, split_query: bool = False):
+        self.num_heads, self.width, self.hidden, self.activation = block.num_heads, block.width, block.hidden, block.activation
         self.norm1, self.norm2 = (family.Norm(n.weight, n.bias, n.eps) for n in (block.norm1, block.norm2))
         weight, bias, width = block.qkv.weight, block.qkv.bias, block.qkv.weight.shape[0] // 3
         if split_query:

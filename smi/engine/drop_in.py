@@ -7,14 +7,15 @@ before   logits = model(images)
 after    model = smi.accelerate(model), and the same line
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..models.unwrap import unwrapped
 from ..models.vit import describe
+from ..surroundings import door, neutral
 from .fused import Fused
 
 
@@ -35,7 +36,8 @@ class _FusedLogits(torch.autograd.Function):
         if ctx.saved is None:
             raise RuntimeError("this pass was differentiated before and its saved activations are freed: call the model again")
         saved, ctx.saved = ctx.saved, None
-        return ctx.fused.backward(saved, grad_logits.contiguous()).to(ctx.dtype), None, None
+        with neutral(grad=None):
+            return ctx.fused.backward(saved, grad_logits.contiguous()).to(ctx.dtype), None, None
 
 
 def fused_logits(fused: Fused, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,33 +46,39 @@ def fused_logits(fused: Fused, images: Tensor, index: Tensor) -> tuple[Tensor, T
 
 
 class _FusedModule(nn.Module):
-    """What both wrappers share: the engine, built again when the weights move to another device."""
+    """What both wrappers share: the weights as they are now, and the engine, built again when the wrapper moves to another device."""
+
+    anchor: Tensor
 
     def __init__(self, model: nn.Module, dtype: str):
         super().__init__()
-        self._model = [model.eval()]  # in a list: the engine has its own copy of the weights, and the wrapper has none to train
-        self._dtype = dtype
-        self._fused: Fused | None = None
-        self.num_classes, self.pretrained_cfg = model.num_classes, getattr(model, "pretrained_cfg", {})
-        self._engine()
+        with door():
+            vit = describe(model)
+            self._vit = vit.to(vit.device, torch.float32, copy=True)
+            self._dtype = dtype
+            self._fused: Fused | None = None
+            self.register_buffer("anchor", torch.empty(0, device=vit.device), persistent=False)  # moves with the wrapper: to(), cuda() ...
+            self._engine()
+        self.num_classes, self.pretrained_cfg = vit.num_classes, getattr(unwrapped(model), "pretrained_cfg", {})
 
     def _engine(self) -> Fused:
-        model = self._model[0]
-        device = next(model.parameters()).device
+        device = self.anchor.device
         if self._fused is None or self._fused.vit.device != device:
             with torch.no_grad():
-                self._fused = Fused(describe(model).to(device, torch.float32).copy(), self._dtype)
+                self._fused = Fused(self._vit.to(device, torch.float32), self._dtype)
         return self._fused
 
-    def _apply(self, fn: Callable, recurse: bool = True) -> Any:  # of nn.Module: to(), cuda(), float() ...
-        self._model[0]._apply(fn, recurse)
-        return super()._apply(fn, recurse)
-
     def _check(self, images: Tensor) -> None:
-        vit = self._engine().vit
-        shape = (vit.channels, *vit.image_size)
+        shape = (self._vit.channels, *self._vit.image_size)
         if images.ndim != 4 or images.shape[1:] != shape:
             raise InputError(f"images must be [B, {', '.join(map(str, shape))}] for this model, got {list(images.shape)}")
+
+    def _logits(self, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [B, classes] and CLS attention [B, H, T] of images as the model takes them."""
+        if self._vit.normalises:
+            mean, std = (torch.tensor(values).to(images).view(-1, 1, 1) for values in (self._vit.mean, self._vit.std))
+            images = (images - mean) / std
+        return fused_logits(self._engine(), images, index)
 
 
 class DropIn(_FusedModule):
@@ -81,12 +89,12 @@ class DropIn(_FusedModule):
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """Logits [B, classes], attentions with the last block's CLS row last, and the index [B, 1 + n] that was used."""
         self._check(images)
-        fused = self._engine()
-        index = _index(current_abs_index, next_relative_index, len(images), fused.vit.num_patches, images.device)
-        logits, row = fused_logits(fused, images, index[:, 1:] - 1)
-        prefix = fused.vit.num_prefix
-        row = torch.cat([row[..., :1] if prefix else row.new_zeros(*row.shape[:2], 1), row[..., prefix:]], dim=-1)
-        return logits, [row[:, :, None]], index
+        with neutral(grad=None):
+            index = _index(current_abs_index, next_relative_index, len(images), self._vit.num_patches, images.device)
+            logits, row = self._logits(images, index[:, 1:] - 1)
+            prefix = self._vit.num_prefix
+            row = torch.cat([row[..., :1] if prefix else row.new_zeros(*row.shape[:2], 1), row[..., prefix:]], dim=-1)
+            return logits, [row[:, :, None]], index
 
 
 def _index(current: Tensor | None, relative: Tensor | None, batch: int, patches: int, device: torch.device) -> Tensor:
@@ -122,9 +130,9 @@ class Accelerated(_FusedModule):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [B, classes]."""
         self._check(images)
-        fused = self._engine()
-        index = torch.arange(fused.vit.num_patches, device=images.device).expand(len(images), -1)
-        return fused_logits(fused, images, index)[0]
+        with neutral(grad=None):
+            index = torch.arange(self._vit.num_patches, device=images.device).expand(len(images), -1)
+            return self._logits(images, index)[0]
 
 
 def accelerate(model: nn.Module, dtype: str = "auto") -> Accelerated:

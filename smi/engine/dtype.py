@@ -1,18 +1,13 @@
 """The dtype that the fused engine computes in: asked for, or chosen for the device. bfloat16 is decided here."""
 
-import time
 from functools import cache
 
 import torch
-from torch import Tensor
-from torch.nn.functional import linear
 
 from ..errors import InputError
 
+NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # in /proc/cpuinfo
 SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)
-GEMM = (192, 768, 768)  # rows, k, m: a few milliseconds
-ROUNDS = 5
-WORTH_IT = 0.7  # of float32's time; above it bfloat16's rounding buys too little
 
 
 def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
@@ -27,7 +22,7 @@ def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that has it (compute capability 8.0 and up); on the CPU where it is measured to be faster."""
+    """bfloat16 on a GPU that has it (compute capability 8.0 and up); on a CPU that multiplies it natively."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
     return faster_dtype_on_cpu()
@@ -35,16 +30,16 @@ def choose_dtype(device: torch.device) -> torch.dtype:
 
 @cache
 def faster_dtype_on_cpu() -> torch.dtype:
-    """bfloat16 where a GEMM in it takes at most 0.7 of float32's time, as on processors with AVX-512 BF16 or AMX; measured once a process."""
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        rows, k, m = GEMM
-        x, weight = torch.randn(rows, k).to(dtype), torch.randn(m, k).to(dtype)
-        seconds[dtype] = min(_seconds(x, weight) for _ in range(ROUNDS))
-    return torch.bfloat16 if seconds[torch.bfloat16] < WORTH_IT * seconds[torch.float32] else torch.float32
+    """bfloat16 on processors that multiply it natively: AVX-512 BF16, AMX, or Arm's BF16. Decided by instruction set, so that it is the same every
+    time."""
+    return torch.bfloat16 if any(flag in _processor_flags() for flag in NATIVE_BFLOAT16) else torch.float32
 
 
-def _seconds(x: Tensor, weight: Tensor) -> float:
-    start = time.perf_counter()
-    linear(x, weight)
-    return time.perf_counter() - start
+def _processor_flags() -> set[str]:
+    """The instruction sets of this processor, as Linux names them; none where it does not say."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            listed = next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return set()
+    return set(listed.split())

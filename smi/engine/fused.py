@@ -20,7 +20,7 @@ from torch import Tensor
 from ..kernels.layers import cpp, dispatched
 from ..kernels.layers.recorded_pass import record
 from ..kernels.versions import backend
-from ..models.vit import Norm, ViT
+from ..models.description import Norm, ViT
 from .block_layers import BlockLayers, backward_heads, normalise_heads
 from .dtype import resolve_dtype
 from .reference import Output
@@ -59,7 +59,8 @@ class Fused:
         if self.in_cpp:
             versions = dict.fromkeys(OPERATIONS, cpp.NAME)
         else:
-            versions = dispatched.versions(self.vit.blocks[0].qkv.weight, self.vit.num_patches, self.vit.num_heads)
+            block = self.vit.blocks[0]
+            versions = dispatched.versions(block.qkv.weight, self.vit.num_patches, block.num_heads, block.width // block.num_heads)
         return {"dtype": str(self.dtype).removeprefix("torch."), "versions": versions}
 
     def workspace(self) -> Workspace:
@@ -110,10 +111,11 @@ class Fused:
         return self.vit.num_prefix + index.shape[1], self.vit.embed_dim
 
     def _run(self, recordings: dict[object, RecordedLayers], key: object, x: Tensor, tokens: int, layers: Callable[[], object]) -> Any:
-        """The result of layers on x [B, ...]. In C++ their calls are recorded once for the same x, and the recording is run."""
+        """The result of layers on x [B, ...]. In C++ their calls are recorded once for the same x, and the recording is run; it is made anew where
+        the memory that it names has moved."""
         if not self.recordable:
             return layers()
-        if key not in recordings or recordings[key].x is not x:
+        if key not in recordings or recordings[key].x is not x or not recordings[key].recording.fits():
             recordings.pop(key, None)
             recordings[key] = RecordedLayers(x, *record(layers, len(x), tokens))
         recordings[key].recording.run()
@@ -127,23 +129,23 @@ class Fused:
         return trunk
 
     def _forward_blocks(self, x: Tensor, workspace: Workspace, save: bool) -> TrunkPass:
-        vit, trunk = self.vit, TrunkPass()
+        trunk = TrunkPass()
         shape = batch, tokens, _ = x.shape
-        width, hidden = vit.blocks[0].proj.weight.shape[1], vit.blocks[0].fc1.weight.shape[0]
         save_activation, save_attended = save and not self.mode.recompute, self.family.Attention.saves_output
         if self.norm_pre:
             y, *statistics = self.norm_pre.forward(x, workspace("x pre", *shape))
             trunk.norm_pre, x = (x, *statistics), y
         for number, block in enumerate(self.blocks):
             i = str(number) if save else ""  # without backward every block may use the same memory
+            width, hidden = block.width, block.hidden
             y, *norm1 = block.norm1.forward(x, workspace("y", *shape))
-            qkv = block.qkv.forward(y, workspace("qkv" + i, batch, tokens, 3 * width)).unflatten(-1, (3, vit.num_heads, -1))
+            qkv = block.qkv.forward(y, workspace("qkv" + i, batch, tokens, 3 * width)).unflatten(-1, (3, block.num_heads, -1))
             qkv, head_norms = normalise_heads(qkv, block.q_norm, block.k_norm)
             attended, lse = self.family.Attention.forward(qkv, workspace("attended" + i if save_attended else "attended", batch, tokens, width))
             mid = block.proj.forward_residual(attended, x, workspace("mid" + i, *shape))
             y, *norm2 = block.norm2.forward(mid, workspace("y", *shape))
             saved = workspace("activation" + i, batch, tokens, hidden) if save_activation else None
-            a, saved = block.fc1.forward_activation(y, vit.activation, save_activation, saved, workspace("a", batch, tokens, hidden))
+            a, saved = block.fc1.forward_activation(y, block.activation, save_activation, saved, workspace("a", batch, tokens, hidden))
             if save or block is self.blocks[-1]:
                 attended_saved, saved = attended if save_attended else None, saved if save_activation else None
                 trunk.blocks.append(SavedBlock(x, norm1, qkv, head_norms, attended_saved, lse, mid, norm2, saved))
@@ -155,27 +157,25 @@ class Fused:
 
     def _forward_last_block(self, x: Tensor, trunk: TrunkPass, workspace: Workspace) -> None:
         """The last block for the tokens that the heads read."""
-        vit, block, (batch, tokens, _) = self.vit, self.last, x.shape
-        width = vit.blocks[-1].proj.weight.shape[1]
+        block, (batch, tokens, _) = self.last, x.shape
         y, *norm1 = block.norm1.forward(x, workspace("y", *x.shape))
-        kv = block.keys_values.forward(y, workspace("kv", batch, tokens, 2 * width)).unflatten(-1, (2, vit.num_heads, -1))
+        kv = block.keys_values.forward(y, workspace("kv", batch, tokens, 2 * block.width)).unflatten(-1, (2, block.num_heads, -1))
         x_read, y_read = (self.family.take_tokens(each, self.num_read) for each in (x, y))
-        q, q_norms = normalise_heads(block.query.forward(y_read).unflatten(-1, (1, vit.num_heads, -1)), block.q_norm)
+        q, q_norms = normalise_heads(block.query.forward(y_read).unflatten(-1, (1, block.num_heads, -1)), block.q_norm)
         kv, k_norms = normalise_heads(kv, block.k_norm)
         attended, trunk.weights = self.family.ClsAttention.forward(q[:, :, 0], kv)
         mid = block.proj.forward_residual(attended, x_read)
         y, *norm2 = block.norm2.forward(mid)
-        a, activation = block.fc1.forward_activation(y, vit.activation)
+        a, activation = block.fc1.forward_activation(y, block.activation)
         trunk.output = block.fc2.forward_residual(a, mid)
         trunk.last_block = SavedLastBlock(x, norm1, q[:, :, 0], kv, q_norms, k_norms, trunk.weights, mid, norm2, activation)
 
     def _backward_blocks(self, trunk: TrunkPass, grad: Tensor, workspace: Workspace) -> Tensor:
-        activation, hidden = self.vit.activation, self.vit.blocks[0].fc1.weight.shape[0]
         if trunk.last_block is not None:
             grad = self._backward_last_block(trunk.last_block, grad, workspace)
         shape = grad.shape
         for block, saved in zip(reversed(self.blocks), reversed(trunk.blocks), strict=True):
-            saved_activation = saved.activation
+            saved_activation, activation, hidden = saved.activation, block.activation, block.hidden
             if saved_activation is None:
                 y, *_ = block.norm2.forward(saved.mid, workspace("y", *shape))
                 saved_activation = block.fc1.recompute_saved(y, activation, workspace("activation", *shape[:2], hidden))
@@ -194,7 +194,7 @@ class Fused:
     def _backward_last_block(self, saved: SavedLastBlock, grad: Tensor, workspace: Workspace) -> Tensor:
         """Gradient of all tokens [B, T, d] from that of the tokens that the heads read."""
         block, shape = self.last, saved.x.shape
-        grad_h = block.fc2.backward_activation(grad, saved.activation, self.vit.activation)
+        grad_h = block.fc2.backward_activation(grad, saved.activation, block.activation)
         grad_read = block.norm2.backward(block.fc1.backward(grad_h), grad, saved.mid, *saved.norm2)
         grad_attended = block.proj.backward(grad_read)
         grad_q, grad_kv = self.family.ClsAttention.backward(grad_attended, saved.q, saved.kv, saved.weights, workspace("grad kv", *saved.kv.shape))

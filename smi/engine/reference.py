@@ -16,7 +16,7 @@ from ..kernels.layer_norm.reference import layer_norm
 from ..kernels.linear_gelu.reference import linear_gelu
 from ..kernels.linear_residual.reference import linear_residual
 from ..kernels.patch_embed.reference import patch_embed
-from ..models.vit import Block, Linear, Norm, ViT
+from ..models.description import Block, Linear, Norm, ViT
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,11 @@ def forward(vit: ViT, images: Tensor, index: Tensor, augmentation: Tensor | None
     x = patch_embed(images, index, vit.embed.weight, vit.embed.bias, vit.position, vit.prefix, augmentation, vit.patch_size)
     x = _normalise(x, vit.norm_pre)
     for block in vit.blocks:
-        qkv = _qkv(x, block, vit.num_heads)  # [B, T, 3, H, D]
+        qkv = _qkv(x, block)  # [B, T, 3, H, D]
         attended = attention(qkv)
         if attention_outputs is not None:
-            attention_outputs.append(attended[:, vit.num_prefix :].unflatten(-1, (vit.num_heads, -1)))
-        x = _project_and_mlp(vit, block, x, attended)
+            attention_outputs.append(attended[:, vit.num_prefix :].unflatten(-1, (block.num_heads, -1)))
+        x = _project_and_mlp(block, x, attended)
     with torch.no_grad():
         _, row = cls_attention(qkv[:, :1, 0], qkv[:, :, 1:])
     return Output(_classify(vit, _normalise(x, vit.norm)), row[:, vit.num_prefix :])
@@ -57,32 +57,32 @@ def forward_patches(vit: ViT, patches: Tensor, index: Tensor, attend: Callable[[
     x = _normalise(torch.cat([vit.prefix.expand(len(tokens), -1, -1), tokens], dim=1), vit.norm_pre)
     *blocks, last = vit.blocks
     for block in blocks:
-        x = _project_and_mlp(vit, block, x, attend(_qkv(x, block, vit.num_heads)))
-    qkv = _qkv(x, last, vit.num_heads)
+        x = _project_and_mlp(block, x, attend(_qkv(x, block)))
+    qkv = _qkv(x, last)
     if vit.pool == "avg":
         attended = attend(qkv)
     else:
         x = x[:, : len(vit.heads)]
         attended, _ = cls_attention(qkv[:, : len(vit.heads), 0], qkv[:, :, 1:])
-    return _classify(vit, _normalise(_project_and_mlp(vit, last, x, attended), vit.norm))
+    return _classify(vit, _normalise(_project_and_mlp(last, x, attended), vit.norm))
 
 
 def _normalise(x: Tensor, norm: Norm | None) -> Tensor:
     return x if norm is None else layer_norm(x, norm.weight, norm.bias, norm.eps)[0]
 
 
-def _qkv(x: Tensor, block: Block, heads: int) -> Tensor:
-    qkv = F.linear(_normalise(x, block.norm1), block.qkv.weight, block.qkv.bias).unflatten(-1, (3, heads, -1))
+def _qkv(x: Tensor, block: Block) -> Tensor:
+    qkv = F.linear(_normalise(x, block.norm1), block.qkv.weight, block.qkv.bias).unflatten(-1, (3, block.num_heads, -1))
     if block.q_norm is None and block.k_norm is None:
         return qkv
     q, k, v = qkv.unbind(2)
     return torch.stack([_normalise(q, block.q_norm), _normalise(k, block.k_norm), v], dim=2)
 
 
-def _project_and_mlp(vit: ViT, block: Block, x: Tensor, attended: Tensor) -> Tensor:
+def _project_and_mlp(block: Block, x: Tensor, attended: Tensor) -> Tensor:
     """The part of a block behind its attention [B, T, H * D]: projection and MLP, each added to x."""
     x = linear_residual(attended, block.proj.weight, block.proj.bias, x, block.scale1)
-    hidden = linear_gelu(_normalise(x, block.norm2), block.fc1.weight, block.fc1.bias, vit.activation)
+    hidden = linear_gelu(_normalise(x, block.norm2), block.fc1.weight, block.fc1.bias, block.activation)
     return linear_residual(hidden, block.fc2.weight, block.fc2.bias, x, block.scale2)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..kernels.layers.recorded_pass import RecordedPass
-from ..models.vit import ViT
+from ..models.description import ViT
 
 
 @dataclass(frozen=True)
@@ -132,10 +132,9 @@ def _tensors(saved: object) -> Iterator[Tensor]:
 
 def pass_bytes(vit: ViT, batch: int, active: int, mode: Mode) -> int:
     """Bytes of a forward and backward pass on `batch` images with `active` patches: saved activations, and results that live for a layer or two."""
-    block, d, tokens = vit.blocks[0], vit.embed_dim, vit.num_prefix + active
-    width, hidden = block.qkv.weight.shape[0] // 3, block.fc1.weight.shape[0]
-    saved_in_block = 3 * width + (0 if mode.recompute else hidden) + 2 * d
-    saved = len(vit.blocks) * (saved_in_block + width)  # the last: attention's output, which only some versions read again
-    passing = 2 * hidden + 6 * width + 6 * d
+    d, tokens = vit.embed_dim, vit.num_prefix + active
+    saved = sum(3 * block.width + (0 if mode.recompute else block.hidden) + 2 * d for block in vit.blocks)
+    saved += sum(block.width for block in vit.blocks)  # attention's output, which only some versions read again
+    passing = 2 * max(block.hidden for block in vit.blocks) + 6 * max(block.width for block in vit.blocks) + 6 * d
     pixels = 2 * active * vit.embed.weight.shape[1]
     return batch * (tokens * (saved + passing) + pixels) * mode.dtype.itemsize

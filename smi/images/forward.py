@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from ..engine import forward_patches
 from ..errors import InputError
 from ..kernels.attention import attention
-from ..models.vit import describe
+from ..models.vit import describe_weights
+from ..surroundings import neutral
 from .sparse_images import SparseImages
 
 
@@ -15,11 +16,15 @@ def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor
 
     images: SparseImages, or (patches [M, n, C, p, p], index [M, n]) as its dataset gives them. batch_size: images at a time. Where gradients are
     enabled the logits are differentiable in the model's weights and in the patches. Dropout and stochastic depth are off. Raises InputError where the
-    patches do not fit the model.
+    patches do not fit the model. A model that normalises its pixels itself reads patches that are normalised as it does.
     """
+    with neutral(grad=None):
+        return _forward_sparse(model, images, batch_size)
+
+
+def _forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor], batch_size: int) -> Tensor:
     patches, index = (images.patches, images.index) if isinstance(images, SparseImages) else images
-    unused = (1.0,) * getattr(model, "in_chans", patches.shape[2])  # patches are normalised already: the model's statistics play no part
-    vit = describe(model, mean=unused, std=unused, frozen=not torch.is_grad_enabled())
+    vit = describe_weights(model, frozen=not torch.is_grad_enabled())
     wanted = (vit.channels, vit.patch_size, vit.patch_size)
     if tuple(patches.shape[2:]) != wanted:
         raise InputError(f"{vit.name} takes patches {list(wanted)}, these are {list(patches.shape[2:])}")
@@ -28,6 +33,9 @@ def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor
     if not len(patches):
         return torch.empty(0, vit.num_classes, device=vit.device)
     dtype = vit.embed.weight.dtype
+    if isinstance(images, SparseImages) and vit.normalises and (vit.mean, vit.std) != (images.mean, images.std):
+        mine, own = ([torch.tensor(v, dtype=patches.dtype).view(-1, 1, 1) for v in (x.mean, x.std)] for x in (images, vit))
+        patches = (patches * mine[1].to(patches) + mine[0].to(patches) - own[0].to(patches)) / own[1].to(patches)
     return torch.cat(
         [
             forward_patches(vit, some.to(vit.device, dtype), cells.to(vit.device), attention)

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from ..engine import Fused
 from ..errors import InputError
-from ..models.vit import describe
+from ..models.description import ViT
+from ..models.proof import normalises
+from ..models.unwrap import peel, unwrapped
+from ..models.vit import describe_weights
 from .forward import forward_sparse
 from .patches import from_patches
 from .sparse_images import SparseImages
@@ -54,11 +57,12 @@ def make_reader(model: nn.Module, images: SparseImages, role: str = "the model",
     """
     if not len(images):
         raise InputError("there are no images")
-    channels = images.patches.shape[2]
-    takes = getattr(model, "in_chans", None)
+    model, channels = peel(model), images.patches.shape[2]
+    takes = getattr(unwrapped(model), "in_chans", None)
     if takes is not None and takes != channels:
         raise InputError(f"{role} takes {takes} channels, but the images have {channels}")
-    sparse = _same_grid(model, images)
+    vit = _described(model)
+    sparse = vit is not None and (vit.grid, vit.patch_size, vit.channels) == (images.grid, images.patch_size, channels)
     if not sparse and images.sparsity > 0:
         warnings.warn(
             f"{role} is no ViT on the images' {images.grid[0]}x{images.grid[1]} grid of {images.patch_size} px patches: "
@@ -66,39 +70,37 @@ def make_reader(model: nn.Module, images: SparseImages, role: str = "the model",
             DenseFillWarning,
             stacklevel=3,
         )
-    scale, shift = _statistics(model, images)
+    scale, shift = _statistics(vit if sparse else None, model, images)
     made = Reader(model, images.grid, sparse, scale, shift, num_classes=0)
-    return replace(made, num_classes=_num_classes(made, images, role), fused=_fused_pass(model, channels) if frozen and sparse else None)
+    return replace(made, num_classes=_num_classes(made, images, role), fused=_fused_pass(vit) if frozen and sparse and vit is not None else None)
 
 
-def _fused_pass(model: nn.Module, channels: int) -> Callable[[Tensor, Tensor], Tensor] | None:
+def _fused_pass(vit: ViT) -> Callable[[Tensor, Tensor], Tensor] | None:
     """The fused engine's forward pass in float32; None for a model of another precision."""
-    weight = next(model.parameters())
-    if weight.dtype != torch.float32:
+    if vit.embed.weight.dtype != torch.float32:
         return None
-    unused = (1.0,) * channels  # patches are normalised already
-    fused = Fused(describe(model, mean=unused, std=unused).copy(), torch.float32)
+    fused = Fused(vit.copy(), torch.float32)
     workspace = fused.workspace()
-    return lambda patches, index: fused.forward_patches(patches.to(weight.device), index.to(weight.device), workspace)
+    return lambda patches, index: fused.forward_patches(patches.to(vit.device), index.to(vit.device), workspace)
 
 
-def _same_grid(model: nn.Module, images: SparseImages) -> bool:
-    """Whether the model is a supported ViT on the images' grid of patches."""
-    channels = images.patches.shape[2]
+def _described(model: nn.Module) -> ViT | None:
+    """The description of a supported ViT, None of any other model."""
     try:
-        vit = describe(model, mean=(0.0,) * channels, std=(1.0,) * channels)
+        return describe_weights(model)
     except InputError:
-        return False
-    return (vit.grid, vit.patch_size) == (images.grid, images.patch_size)
+        return None
 
 
-def _statistics(model: nn.Module, images: SparseImages) -> tuple[Tensor | None, Tensor | None]:
-    """x_model = x_images * scale + shift, where the model was trained on other statistics than the images are normalised with."""
-    cfg = getattr(model, "pretrained_cfg", None) or {}
-    mean, std = cfg.get("mean"), cfg.get("std")
-    if mean is None or std is None or len(mean) != len(images.mean) or (tuple(mean), tuple(std)) == (images.mean, images.std):
+def _statistics(vit: ViT | None, model: nn.Module, images: SparseImages) -> tuple[Tensor | None, Tensor | None]:
+    """x_model = x_images * scale + shift, where the model, read sparsely as `vit`, was trained on other statistics than the images have."""
+    cfg = getattr(unwrapped(model), "pretrained_cfg", None) or {}
+    mean, std = (vit.mean, vit.std) if vit is not None else (cfg.get("mean"), cfg.get("std"))
+    if vit is None and normalises(model, images.patches.shape[2]):
+        mean, std = (0.0,) * len(images.mean), (1.0,) * len(images.std)  # it takes fractions of white
+    if not mean or not std or len(mean) != len(images.mean) or (tuple(mean), tuple(std)) == (images.mean, images.std):
         return None, None
-    mine, theirs = torch.tensor([images.mean, images.std]), torch.tensor([tuple(mean), tuple(std)])
+    mine, theirs = (torch.tensor([tuple(m), tuple(s)], dtype=torch.float32) for m, s in ((images.mean, images.std), (mean, std)))
     return mine[1] / theirs[1], (mine[0] - theirs[0]) / theirs[1]
 
 

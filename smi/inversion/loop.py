@@ -18,6 +18,7 @@ from ..images.patches import to_patches
 from ..images.sparse_images import SparseImages
 from ..images.storage import Writer
 from ..kernels.attention.reference import take_rows
+from ..surroundings import at_the_door, door
 from . import importance
 from .graph import Runner
 from .memory_estimate import out_of_memory, ran_out
@@ -31,6 +32,7 @@ from .step import Step
 
 
 @by_keyword(InvertSettings)
+@at_the_door
 def invert(model: nn.Module, settings: InvertSettings) -> SparseImages:
     """Synthesise sparse images from a trained timm ViT, without data.
 
@@ -78,7 +80,19 @@ def invert_batches(model: nn.Module, settings: Settings) -> Iterator[SparseImage
 
     {settings}
     """
-    return run_batches(prepare(model, settings), settings.on_iteration)
+    with door():
+        batches = run_batches(prepare(model, settings), settings.on_iteration)
+    return _each_at_the_door(batches)
+
+
+def _each_at_the_door(batches: Iterator[SparseImages]) -> Iterator[SparseImages]:
+    """The batches, each made behind a door that is closed again before the caller has it."""
+    while True:
+        with door():
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
 
 
 def run_batches(run: Run, on_iteration: Callable[[Iteration], None] | None = None) -> Iterator[SparseImages]:

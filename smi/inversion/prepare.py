@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..engine import Fused
 from ..errors import InputError
+from ..models.proof import refuse_nan
 from ..models.vit import ViT, describe
 from ..random_streams import generator
 from . import augmentation, importance, psaq
@@ -33,8 +34,9 @@ def prepare(model: nn.Module, settings: Settings) -> Run:
     settings = replace(settings, engine=_engine(settings, losses))
     double = settings.dtype == "float64"
     vit = describe(model, mean=settings.mean, std=settings.std, flip=settings.flip)
-    vit = vit.to(_device(model, settings.device), torch.float64 if double else torch.float32)
-    _refuse_nan(model)
+    refuse_nan(model)
+    vit = vit.to(_device(model, settings.device), torch.float64 if double else torch.float32, copy=True)  # the model's own may change between batches
+    settings = replace(settings, init=settings.init.detach().clone() if isinstance(settings.init, Tensor) else settings.init)
     schedule = _schedule(settings, vit)
     trajectories = -(-settings.num_images // schedule.images_per_trajectory)
     _check_init(settings.init, (trajectories, vit.channels, *vit.image_size))
@@ -154,12 +156,6 @@ def _chunk(run: Run, limit: float) -> int:
     if run.fused is None:
         raise InputError("max_memory needs the fused engine, which can run a batch in parts")
     return chunk_of(run.vit, run.schedule, run.batch_size, limit, run.fused.mode)
-
-
-def _refuse_nan(model: nn.Module) -> None:
-    bad = [name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()]
-    if bad:
-        raise InputError(f"the model's weights hold NaN or infinity, first in {bad[0]} ({len(bad)} of its tensors): check the checkpoint")
 
 
 def _schedule(settings: Settings, vit: ViT) -> Schedule:

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
+from ..surroundings import seeded
 
 CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema")  # keys under which training scripts put the weights
 EMBEDDED = "digits"  # the teacher that comes with the package
 
 
+@seeded(0)  # a model draws its first weights from the global generator
 def load_model(
     name: str,
     *,

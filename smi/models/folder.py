@@ -5,7 +5,7 @@ It holds teachers and students that are no timm architecture by name; `smi inver
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError, RunError
 from ..files import replace_file, write_json
-from .vit import ViT, describe
+from ..surroundings import seeded
+from .vit import ViT, describe_weights
 
 FORMAT = "smi.model/1"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -55,6 +56,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{folder} holds no readable {WEIGHTS} ({error})") from error
 
 
+@seeded(0)  # a model draws its first weights from the global generator
 def load_model_folder(folder: str | Path) -> nn.Module:
     """The model that `save_model` wrote, in evaluation mode. Raises InputError where there is none or it is damaged."""
     folder = Path(folder)
@@ -124,7 +126,7 @@ def _named(model: Any, name: str | None) -> dict | None:
 
 def _arguments(model: Any) -> dict | None:
     try:
-        vit = describe(model, mean=(0.0,) * model.in_chans, std=(1.0,) * model.in_chans)
+        vit = describe_weights(model)
     except (InputError, AttributeError):
         return None
     block, distilled = vit.blocks[0], hasattr(model, "dist_token")
@@ -135,8 +137,8 @@ def _arguments(model: Any) -> dict | None:
         "num_classes": vit.num_classes,
         "embed_dim": vit.embed_dim,
         "depth": len(vit.blocks),
-        "num_heads": vit.num_heads,
-        "mlp_ratio": block.fc1.weight.shape[0] / vit.embed_dim,
+        "num_heads": block.num_heads,
+        "mlp_ratio": block.hidden / vit.embed_dim,
         "qkv_bias": block.qkv.bias is not None,
         "qk_norm": block.q_norm is not None,
         "init_values": None if block.scale1 is None else 1e-5,
@@ -145,7 +147,7 @@ def _arguments(model: Any) -> dict | None:
         "reg_tokens": 0 if distilled else vit.num_prefix - 1,
         "pre_norm": vit.norm_pre is not None,
         "global_pool": vit.pool,
-        "act_layer": ACTIVATIONS[vit.activation],
+        "act_layer": ACTIVATIONS[block.activation],
     }
     return {"distilled": distilled, "options": options}
 
@@ -162,9 +164,8 @@ def _same(model: nn.Module, made: Mapping) -> bool:
 
 def _facts(model: nn.Module) -> Any:
     """What a supported ViT computes, with shapes in the place of weights; of other models what they print."""
-    channels = getattr(model, "in_chans", 3)
     try:
-        return _shapes(describe(model, mean=(0.0,) * channels, std=(1.0,) * channels, flip=True))
+        return _shapes(replace(describe_weights(model, flip=True), mean=(), std=()))
     except InputError:
         return str(model)
 

@@ -7,17 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import RunError
-from ..models.vit import ViT, describe
+from ..errors import InputError, RunError
+from ..models.unwrap import attribute, find_vit
+from ..models.vit import ViT, describe_weights
 from .model import Facts
 
 EXAMPLE = (2, 3)  # images and patches to export with: neither is 0 or 1, which torch.export would take for constants
 
 
-def describe_for(model: nn.Module) -> ViT:
+def describe_for(model: nn.Module, images: Any = None) -> ViT:
     """The description of a model whose images come normalised: its own statistics play no part, and may be unknown."""
-    unused = (1.0,) * getattr(model, "in_chans", 3)
-    return describe(model, mean=unused, std=unused)
+    vit = describe_weights(model)
+    if len({(block.num_heads, block.activation) for block in vit.blocks}) > 1:
+        raise InputError(f"{vit.name} cannot be quantised: its blocks differ in number of heads or activation")
+    if vit.normalises and isinstance(images, Tensor):
+        raise InputError(f"the model normalises its pixels itself: pass {attribute(find_vit(model).path)} and images normalised for it")
+    return vit
 
 
 class Tokens(nn.Module):

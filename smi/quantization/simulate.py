@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..errors import InputError
+from ..models.unwrap import unwrapped
+from ..surroundings import at_the_door, seeded
 from .export import Tokens, describe_for, example, export, export_program
 from .files import write
 from .int8 import Int8ViT, can_int8
@@ -19,6 +21,7 @@ from .model import Facts, Images, QuantizedViT, as_patches, batches
 from .recipe import Recipe
 
 
+@at_the_door
 def quantize(
     model: nn.Module,
     images: Images,
@@ -46,7 +49,7 @@ def quantize(
     recipe = Recipe(weight_bits, activation_bits, ranges, percentile, weight_ranges, attention)
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size}")
-    vit = describe_for(model)
+    vit, model = describe_for(model, images), unwrapped(model)
     if vit.embed.weight.dtype != torch.float32:
         raise InputError(f"a model to quantise must be float32, this one is {str(vit.embed.weight.dtype).removeprefix('torch.')}")
     facts = Facts.of(vit, recipe)
@@ -55,12 +58,17 @@ def quantize(
         raise InputError("there are no images to calibrate with")
     if not torch.isfinite(patches).all():
         raise InputError("the images to calibrate with hold NaN or infinity")
+    with seeded(0, vit.device):  # torchao and torch.export draw from the global generators
+        return _calibrated(model, facts, patches, index, batch_size, vit.device)
+
+
+def _calibrated(model: nn.Module, facts: Facts, patches: Tensor, index: Tensor, batch_size: int, device: torch.device) -> "SimulatedViT":
     prepare, convert, quantizer = _torchao()
-    graph = export(Tokens(model, fused_attention=not attention), example(facts, vit.device))
+    graph = export(Tokens(model, fused_attention=not facts.recipe.attention), example(facts, device))
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's and torchao's about their own deprecations
-        prepared = prepare(graph, quantizer(recipe))
-        for some, cells in batches(patches, index, batch_size, vit.device):
+        prepared = prepare(graph, quantizer(facts.recipe))
+        for some, cells in batches(patches, index, batch_size, device):
             prepared(some, cells)
         converted = convert(prepared)
     _forget_unused(converted)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 import smi
 from smi.errors import InputError
-from tests.conftest import small_vit
+from tests.conftest import PRUNED, small_vit
 
 pytestmark = pytest.mark.fast
 
@@ -100,6 +100,12 @@ def test_accelerate_is_the_model_itself(variant):
     torch.testing.assert_close(found, grad, rtol=1e-3, atol=1e-5)
     assert fast.num_classes == variant.num_classes
     assert not list(fast.parameters())
+
+
+def test_a_pruned_model_is_inverted_as_the_reference_inverts_it():
+    model = small_vit(**PRUNED["pruned MLP"])
+    made = [smi.invert(model, method="smi", num_images=3, iterations=6, engine=e, dtype="float32", progress=False) for e in ("fused", "reference")]
+    torch.testing.assert_close(made[0].patches, made[1].patches, rtol=1e-3, atol=1e-3)
 
 
 def test_two_passes_may_be_differentiated_in_any_order():

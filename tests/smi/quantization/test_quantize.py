@@ -225,7 +225,7 @@ def test_images_of_another_model_are_refused(model, options, message):
 def test_an_export_that_fails_says_which_module(images):
     class Attention(StandardAttention):
         def forward(self, x, *args, **kwargs):
-            return super().forward(x) if x.sum() > 0 else -super().forward(x)
+            return super().forward(x) if x.sum() > 0 else super().forward(x) * 1
 
     model = small_vit()
     model.blocks[1].attn.__class__ = Attention
