@@ -136,7 +136,7 @@ def _parquet(files: list[Path]) -> Iterator[Pair]:
     from PIL import Image
 
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import parquet
     except ImportError as error:
         raise InputError("Parquet files need pyarrow: pip install 'sparse-model-inversion[parquet]'") from error
     for file in files:
@@ -152,7 +152,9 @@ def _parquet(files: list[Path]) -> Iterator[Pair]:
                     if target is None:
                         raise InputError(f"{file} holds an image without a label")
                     yield _to_tensor(Image.open(io.BytesIO(picture["bytes"] if isinstance(picture, dict) else picture))), int(target)
-        except (ArrowException, OSError, TypeError, KeyError) as error:
+        except InputError:
+            raise
+        except Exception as error:  # Arrow's readers and Pillow's fail in many ways
             raise InputError(f"{file} cannot be read as labelled images: {str(error).splitlines()[0] if str(error) else error!r}") from error
 
 
@@ -192,7 +194,7 @@ def _open(path: Path) -> Tensor:
     try:
         with Image.open(path) as picture:
             return _to_tensor(picture)
-    except OSError as error:  # also of what is no picture
+    except Exception as error:  # Pillow's readers fail in many ways on what is no picture, or one larger than any
         raise InputError(f"{path} cannot be read as a picture: {error}") from error
 
 

@@ -1,18 +1,21 @@
 """Files are replaced whole or not at all; folders for output hold nothing that the caller would lose.
 
-`force` allows a folder that is not empty. Then an inversion replaces the parts that images.json names (images/storage.py), an export all files with
-the names of an export (images/export.py), and a distillation all files with the names that it writes, model.json and model.safetensors among them
-(distillation/run_folder.py): a model of yours that lies there under these names is replaced.
+`force` allows a folder that is not empty. Then an inversion replaces the parts that images.json names (images/storage.py), an export the files that
+its index.json names (images/export.py), and a distillation the files of an earlier distillation (distillation/run_folder.py). Each refuses a folder
+where what it would replace is of something else.
 """
 
 import json
 import uuid
 from pathlib import Path
+from typing import Any
 
 from .csrc.cache import replace_file
 from .errors import InputError
 
-__all__ = ["output_folder", "replace_file", "write_json", "write_text"]
+__all__ = ["output_folder", "read_json", "replace_file", "write_json", "write_text"]
+
+LARGEST_JSON = 1 << 28  # bytes
 
 
 def output_folder(folder: str | Path, force: bool = False) -> Path:
@@ -34,6 +37,16 @@ def output_folder(folder: str | Path, force: bool = False) -> Path:
     except OSError as error:
         raise InputError(f"output folder {folder} cannot be written ({error.strerror}): choose another") from error
     return folder
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; raises InputError where it cannot be read or is larger than any that we write."""
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it has more than {LARGEST_JSON >> 20} MiB")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

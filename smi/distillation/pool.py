@@ -1,6 +1,7 @@
 """The images of a distillation: made once, or a pool that a running inversion refreshes every k steps."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ..images.sparse_images import SparseImages
 from ..inversion.loop import invert
 from ..random_streams import generator
 
+POOL = re.compile(r"pool-[0-9]{6,}")  # folders of saved rounds
 Source = SparseImages | Callable[[int], SparseImages] | Iterator[SparseImages]
 
 
@@ -97,8 +99,8 @@ class Inversion:
 
 def remove_pools(folder: Path, but: Sequence[str] = ()) -> None:
     """Remove the saved rounds in a folder."""
-    for path in folder.glob("pool-*"):
-        if path.name not in but:
+    for path in folder.iterdir():
+        if POOL.fullmatch(path.name) and path.name not in but and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
 
 

@@ -7,28 +7,42 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, RunError
-from ..files import output_folder, write_json, write_text
+from ..files import output_folder, read_json, write_json, write_text
 from ..models.folder import DESCRIPTION, WEIGHTS, save_model, save_weights
-from .pool import remove_pools
+from .pool import POOL, remove_pools
+from .training_state import is_state
 
 STATE, CURVE, RESULT = "state.safetensors", "curve.jsonl", "result.json"
 
 
 def open_folder(path: Path, force: bool) -> Path:
-    """The folder, made if need be; one that holds a distillation is kept as it is unless force. Raises InputError where it holds anything else."""
-    if path.is_dir() and not force and ((path / STATE).exists() or (path / RESULT).exists()):
+    """The folder, made if need be; one that holds a distillation is kept as it is, and emptied of it where `force`. Raises InputError where it holds
+    anything else."""
+    entries = list(path.iterdir()) if path.is_dir() else []
+    ours = is_state(path / STATE) or _is_result(path / RESULT)
+    if ours and not force:
         return path
-    killed_early = path.is_dir() and all(_left_by_a_kill(entry.name) for entry in path.iterdir())
-    output_folder(path, force or killed_early)
-    for name in (STATE, RESULT, CURVE, DESCRIPTION, WEIGHTS):
+    if entries and not ours and not all(_left_by_a_kill(entry.name) for entry in entries):
+        why = "which is all that --force (force=True) starts over" if force else "which could go on"
+        raise InputError(f"output folder {path} is not empty and holds no distillation, {why}: choose another")
+    output_folder(path, force=True)
+    for name in (STATE, RESULT, CURVE, DESCRIPTION, WEIGHTS) if ours else ():
         (path / name).unlink(missing_ok=True)
     remove_pools(path)
     return path
 
 
+def _is_result(path: Path) -> bool:
+    """Whether `write_result` wrote this file."""
+    try:
+        return path.is_file() and {"asked", "result"} <= read_json(path).keys()
+    except (InputError, AttributeError):
+        return False
+
+
 def _left_by_a_kill(name: str) -> bool:
     """Whether a run that was killed before its first state leaves such a file: pools of images, and temporary files of ours and of safetensors."""
-    return name.startswith(("pool-", ".tmp")) or (name.startswith(".") and name.endswith(".tmp"))
+    return bool(POOL.fullmatch(name)) or name.startswith(".tmp") or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def write_curve(folder: Path, curve: list[dict]) -> None:
@@ -56,7 +70,7 @@ def write_result(folder: Path, student: nn.Module, asked: dict, result: dict) ->
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What `write_result` wrote, under "asked" and "result"; None where the run has not ended."""
     path = folder / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
+    return read_json(path) if path.exists() else None
 
 
 def _failed(path: Path, error: OSError) -> RunError:

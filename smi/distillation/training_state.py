@@ -45,6 +45,15 @@ def _write(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None
         os.fsync(file.fileno())
 
 
+def is_state(path: Path) -> bool:
+    """Whether `save_state` wrote this file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except (OSError, SafetensorError):
+        return False
+
+
 def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dict, dict[str, Tensor]]:
     """Put a state back; returns its progress and further tensors. Raises InputError where the file is of another model or damaged."""
     try:
@@ -65,5 +74,5 @@ def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -
         if isinstance(error, InputError):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be resumed from ({reason}): use another output folder, or --force to start over") from error
+        raise InputError(f"{path} cannot be resumed from ({reason}): use another output folder, or remove that file") from error
     return progress, {name.removeprefix("extra."): tensor for name, tensor in tensors.items() if name.startswith("extra.")}

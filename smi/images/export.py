@@ -1,6 +1,7 @@
 """Sparse images for others: PNG files to look at, WebDataset shards to train from."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError, RunError
-from ..files import output_folder, replace_file
+from ..files import output_folder, read_json, replace_file
+from ..plain import whole
 from .sparse_images import SparseImages
 
 SHARD_IMAGES = 1000
+INDEX = "index.json"  # names the files of an export
+PICTURE, SHARD = re.compile(r"\d{6,}_label\d+_trajectory\d+_stage\d+\.png"), re.compile(r"images-\d{6,}\.tar")
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
@@ -26,34 +30,33 @@ def export_png(images: SparseImages, folder: str | Path, *, fill: float = 0.5, f
 
     8-bit pictures are for looking at; to compute with the images keep the folder that `save` writes. Raises InputError where the folder is not empty.
     """
-    folder = output_folder(folder, force)
-    paths = []
-    for i, pixels in enumerate(images.to_pixels(fill)):
-        label, trajectory, stage = (int(values[i]) for values in (images.labels, images.trajectory, images.stage))
-        path = folder / f"{i:06d}_label{label}_trajectory{trajectory}_stage{stage}.png"
-        _write(path, lambda temporary, pixels=pixels: to_picture(pixels).save(temporary, format="PNG"))
-        paths.append(path)
-    _remove_others(folder, "*_label*_trajectory*_stage*.png", paths)
-    records = {path.name: index for path, index in zip(paths, images.index.tolist(), strict=True)}
-    _write(folder / "index.json", lambda temporary: temporary.write_text(json.dumps({"grid": images.grid, "retained_patches": records})))
-    return paths
+    pictures = images.to_pixels(fill)
+    numbers = zip(images.labels.tolist(), images.trajectory.tolist(), images.stage.tolist(), strict=True)
+    names = [f"{i:06d}_label{label}_trajectory{trajectory}_stage{stage}.png" for i, (label, trajectory, stage) in enumerate(numbers)]
+
+    def write_picture(path: Path, number: int) -> None:
+        to_picture(pictures[number]).save(path, format="PNG")
+
+    records = dict(zip(names, images.index.tolist(), strict=True))
+    return _export(output_folder(folder, force), "retained_patches", PICTURE, records, {"grid": images.grid}, write_picture)
 
 
 def export_webdataset(images: SparseImages, folder: str | Path, *, shard_images: int = SHARD_IMAGES, force: bool = False) -> list[Path]:
     """Tar shards of at most shard_images samples: patches.npy (float32 [n, C, p, p]), index.npy (int64 [n]), cls (the label) and json (trajectory,
     stage, grid).
 
-    Raises InputError where the folder is not empty or the webdataset package is missing.
+    index.json names the shards and how many images each holds. Raises InputError where the folder is not empty or the webdataset package is missing.
     """
     try:
         import webdataset
     except ImportError as error:
         raise InputError("exporting WebDataset shards needs the webdataset package: pip install 'sparse-model-inversion[webdataset]'") from error
-    if shard_images < 1:
-        raise InputError(f"a shard must hold at least 1 image, got {shard_images}")
-    folder = output_folder(folder, force)
+    shard_images = whole(1)("shard_images", shard_images)
+    starts = range(0, len(images), shard_images)
+    records = {f"images-{number:06d}.tar": min(shard_images, len(images) - start) for number, start in enumerate(starts)}
 
-    def write_shard(path: Path, start: int) -> None:
+    def write_shard(path: Path, number: int) -> None:
+        start = starts[number]
         with webdataset.TarWriter(str(path)) as tar:
             for i in range(start, min(start + shard_images, len(images))):
                 tar.write(
@@ -72,19 +75,33 @@ def export_webdataset(images: SparseImages, folder: str | Path, *, shard_images:
                     }
                 )
 
-    paths = []
-    for number, start in enumerate(range(0, len(images), shard_images)):
-        path = folder / f"images-{number:06d}.tar"
-        _write(path, lambda temporary, start=start: write_shard(temporary, start))
-        paths.append(path)
-    _remove_others(folder, "images-*.tar", paths)
-    return paths
+    return _export(output_folder(folder, force), "shards", SHARD, records, {"grid": images.grid}, write_shard)
 
 
-def _remove_others(folder: Path, pattern: str, kept: list[Path]) -> None:
-    """Files of an earlier export that this one did not replace."""
-    for path in set(folder.glob(pattern)) - set(kept):
-        path.unlink()
+def _export(folder: Path, kind: str, form: re.Pattern, records: dict, about: dict, write: Callable[[Path, int], None]) -> list[Path]:
+    """Write the files that `records` names, and the index that keeps the records under `kind`; of an earlier export remove what its index names.
+
+    Raises InputError where a file of such a name, or an index, is of no export of ours: it would be replaced, or read as one of these images.
+    """
+    index = read_json(folder / INDEX) if (folder / INDEX).exists() else {kind: {}}
+    earlier = index.get(kind) if isinstance(index, dict) else None
+    if not isinstance(earlier, dict):
+        raise InputError(f"{folder / INDEX} is not of an export of this kind: choose another folder")
+    there = {path.name for path in folder.iterdir() if form.fullmatch(path.name)}
+    foreign = sorted(there - earlier.keys())
+    if foreign:
+        raise InputError(f"{folder / foreign[0]} is named by no {INDEX} of an export of ours: remove it, or choose another folder")
+
+    def name_files(named: dict) -> None:
+        _write(folder / INDEX, lambda temporary: temporary.write_text(json.dumps({**about, kind: named})))
+
+    name_files({**earlier, **records})  # first: after a kill the next export knows all of them
+    for number, name in enumerate(records):
+        _write(folder / name, lambda temporary, number=number: write(temporary, number))
+    for name in there - records.keys():
+        (folder / name).unlink()
+    name_files(records)
+    return [folder / name for name in records]
 
 
 def _write(path: Path, write: Callable[..., object]) -> None:

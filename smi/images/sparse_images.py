@@ -1,26 +1,31 @@
 """The result of an inversion: sparse images, each the pixels of its retained patches and where they lie."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from ..plain import real, scalar, several, whole
 from . import storage
 from .patches import from_patches
 from .storage import TENSORS
+
+WHOLE = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+POSITIVE = real("a positive number", lambda value: value > 0)
 
 
 @dataclass(frozen=True, eq=False)
 class SparseImages:
     """M sparse images of n retained patches each.
 
-    Indexing with an int, a slice, a list or a boolean or integer tensor gives SparseImages again (an int: one image, M = 1).
+    Indexing gives SparseImages again: by an int (one image, M = 1), a slice, or a list, array or tensor of whole numbers or truth values.
     """
 
     patches: Tensor  # [M, n, C, p, p], normalised pixels in the range of valid images
@@ -40,10 +45,20 @@ class SparseImages:
         for name, shape in (("index", (m, n)), ("labels", (m,)), ("trajectory", (m,)), ("stage", (m,))):
             if tuple(getattr(self, name).shape) != shape:
                 raise InputError(f"{name} must be {list(shape)} for patches {list(self.patches.shape)}, got {list(getattr(self, name).shape)}")
-        if self.index.dtype.is_floating_point or self.labels.dtype.is_floating_point:
-            raise InputError("index and labels must be whole numbers")
-        if len(self.mean) != self.patches.shape[2] or len(self.std) != self.patches.shape[2]:
-            raise InputError(f"mean and std must have one value for each of {self.patches.shape[2]} channels")
+        for name in ("index", "labels", "trajectory", "stage"):
+            held = getattr(self, name)
+            if held.dtype not in WHOLE or (name != "index" and held.numel() and int(held.min()) < 0):
+                raise InputError(f"{name} must hold whole numbers of at least 0, got {str(held.dtype).removeprefix('torch.')}{_least(held)}")
+        channels = self.patches.shape[2]
+        plain = {
+            "grid": several(whole(1), 2)("grid", self.grid),
+            "mean": several(real())("mean", self.mean),
+            "std": several(POSITIVE)("std", self.std),
+        }
+        for name, values in plain.items():
+            object.__setattr__(self, name, values)
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise InputError(f"mean and std must have one value for each of {channels} channels")
         if self.index.numel() and not 0 <= int(self.index.min()) <= int(self.index.max()) < self.grid[0] * self.grid[1]:
             raise InputError(f"index must name cells of the {self.grid[0]}x{self.grid[1]} grid, 0 to {self.grid[0] * self.grid[1] - 1}")
 
@@ -65,13 +80,9 @@ class SparseImages:
     def __len__(self) -> int:
         return len(self.patches)
 
-    def __getitem__(self, which: int | slice | Sequence[int] | Tensor) -> "SparseImages":
-        if hasattr(which, "__index__") and not isinstance(which, Tensor):
-            which = which.__index__()
-            if not -len(self) <= which < len(self):
-                raise IndexError(f"image {which} of {len(self)}")
-            which = [which]
-        return replace(self, **{name: getattr(self, name)[which] for name in TENSORS})
+    def __getitem__(self, which: Any) -> "SparseImages":
+        rows = rows_of_index(which, len(self))
+        return replace(self, **{name: getattr(self, name)[rows if isinstance(rows, slice) else rows.to(self.patches.device)] for name in TENSORS})
 
     def __repr__(self) -> str:
         (rows, columns), p = self.grid, self.patch_size
@@ -84,7 +95,8 @@ class SparseImages:
     def to_dense(self, fill: float | Sequence[float] | None = None) -> Tensor:
         """[M, C, H, W] in normalised pixels; cells without a patch get `fill` (a value, or one per channel; None: the training mean, 0)."""
         channels = self.patches.shape[2]
-        values = [0.0 if fill is None else fill] * channels if fill is None or isinstance(fill, int | float) else list(fill)
+        fill = scalar(0.0 if fill is None else fill)
+        values = [real()("fill", each) for each in (list(fill) if isinstance(fill, Sequence | np.ndarray | Tensor) else [fill] * channels)]
         if len(values) != channels:
             raise InputError(f"fill must be a number or {channels} numbers, got {len(values)}")
         return from_patches(self.patches, self.index, self.grid, torch.tensor(values))
@@ -148,6 +160,39 @@ class SparseImages:
 def _span(images: SparseImages) -> int:
     """One more than the largest trajectory number."""
     return int(images.trajectory.max()) + 1 if len(images) else 0
+
+
+def rows_of_index(which: Any, count: int) -> slice | Tensor:
+    """What an index into `count` rows selects, as a slice or as int64 [rows]; raises IndexError for what is none or lies outside."""
+    if which is Ellipsis or (isinstance(which, tuple) and not which):
+        return slice(None)
+    if isinstance(which, slice):
+        start, stop, step = which.indices(count)
+        return slice(start, stop, step) if step > 0 else torch.arange(count)[list(range(start, stop, step))]
+    given = scalar(which)
+    if isinstance(given, Mapping | Set | str):
+        raise IndexError(f"images are indexed by whole numbers or truth values, not by {type(which).__name__}")
+    if not isinstance(given, bool | Tensor | np.ndarray) and hasattr(given, "__index__"):
+        given = [given.__index__()]
+    try:
+        held = given.detach().cpu() if isinstance(given, Tensor) else given if isinstance(given, np.ndarray) else np.asarray(list(given))
+        rows = torch.as_tensor(held)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise IndexError(f"images are indexed by whole numbers or truth values, not by {type(which).__name__}") from error
+    rows = rows.long() if not rows.numel() and rows.dtype != torch.bool else rows
+    if rows.ndim != 1 or rows.dtype not in (*WHOLE, torch.bool):
+        raise IndexError(f"images are indexed by whole numbers or truth values of one axis, not by {str(rows.dtype)[6:]} {list(rows.shape)}")
+    if rows.dtype == torch.bool:
+        if len(rows) != count:
+            raise IndexError(f"a mask of {len(rows)} truth values does not fit {count} images")
+        return rows.nonzero()[:, 0]
+    if len(rows) and not -count <= int(rows.min()) <= int(rows.max()) < count:
+        raise IndexError(f"image {int(rows.max() if int(rows.max()) >= count else rows.min())} of {count}")
+    return rows.long() % count if count else rows.long()
+
+
+def _least(values: Tensor) -> str:
+    return f" with {int(values.min())}" if values.dtype in WHOLE and values.numel() else ""
 
 
 def _plain(value: Any) -> Any:

@@ -6,6 +6,7 @@ dtypes, are in docs/api.md, "Files on disk".
 """
 
 import json
+import re
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,17 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..errors import InputError, RunError
-from ..files import output_folder, replace_file, write_json
+from ..files import output_folder, read_json, replace_file, write_json
+from ..plain import for_json
 
 MANIFEST = "images.json"
 FORMAT = "smi.SparseImages/1"
+PART = re.compile(r"images-[0-9a-f]{8}-[0-9]{5,}\.safetensors")
 TENSORS = ("patches", "index", "labels", "trajectory", "stage")  # of every part, one row an image
 
 
 class Writer:
     """Writes batches of sparse images to a folder as they are finished.
 
-    Raises InputError when made if the folder is not empty and not `force`, or cannot be written.
+    Raises InputError when made if the folder is not empty and not `force`, holds an images.json that is not ours, or cannot be written.
     """
 
     def __init__(self, folder: str | Path, *, force: bool = False):
@@ -45,9 +48,9 @@ class Writer:
         """Write one finished batch; when this returns it is on disk. tensors: by the names in TENSORS. about: grid, mean and std, the same for every
         batch. Raises RunError where writing fails."""
         name = f"images-{self.run}-{len(self.parts):05d}.safetensors"
-        held = {key: tensors[key].cpu().contiguous() for key in TENSORS}
+        held = {key: tensors[key].detach().cpu().clone(memory_format=torch.contiguous_format) for key in TENSORS}  # of one memory each
         count = len(held["labels"])
-        metadata = {"format": FORMAT, **{key: json.dumps(value) for key, value in about.items()}}
+        metadata = {"format": FORMAT, **{key: json.dumps(for_json(value)) for key, value in about.items()}}
         try:
             replace_file(self.folder / name, lambda path: save_file(held, path, metadata=metadata))
             self.parts.append({"file": name, "images": count})
@@ -71,7 +74,7 @@ class Writer:
 
     def _commit(self, complete: bool) -> None:
         held = {"images": self.images, "parts": self.parts, **self.about, "provenance": self.provenance}
-        write_json(self.folder / MANIFEST, {"format": FORMAT, "complete": complete, **held})
+        write_json(self.folder / MANIFEST, for_json({"format": FORMAT, "complete": complete, **held}))
 
 
 def images_in(folder: Path) -> int:
@@ -80,11 +83,15 @@ def images_in(folder: Path) -> int:
 
 
 def _parts_to_replace(folder: Path) -> list[str]:
-    """File names of the parts of an earlier result, as far as its JSON file can be read."""
-    try:
-        return [part["file"] for part in _manifest(folder)["parts"]]
-    except InputError:
+    """File names of the parts of an earlier result, as far as its JSON file names any; raises InputError where that file is another's."""
+    if not (folder / MANIFEST).exists():
         return []
+    manifest = read_json(folder / MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise InputError(f"{folder / MANIFEST} is not of format {FORMAT}, so no images of ours lie there: choose another folder")
+    parts = manifest.get("parts")
+    names = [part.get("file") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+    return [name for name in names if isinstance(name, str) and PART.fullmatch(name)]
 
 
 def _manifest(folder: Path) -> dict:
@@ -92,17 +99,15 @@ def _manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{folder} holds no sparse images: there is no {MANIFEST} in it")
-    try:
-        manifest = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+    manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise InputError(f"{path} is not of format {FORMAT}")
     parts = manifest.get("parts")
     if not (isinstance(parts, list) and parts and all(isinstance(part, dict) and isinstance(part.get("file"), str) for part in parts)):
         raise InputError(f"{folder} is damaged: {MANIFEST} names no parts")
-    if any(Path(part["file"]).name != part["file"] for part in parts):
-        raise InputError(f"{path} names files outside its folder")
+    foreign = [part["file"] for part in parts if not PART.fullmatch(part["file"])]
+    if foreign:
+        raise InputError(f"{folder} is damaged: {MANIFEST} names {foreign[0]!r:.100}, which is no part of images or lies outside its folder")
     return manifest
 
 

@@ -1,6 +1,7 @@
 """Models by name: timm's architectures with weights from a hub or a local file, the embedded teacher, and models in folders."""
 
 from collections.abc import Mapping
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError, RunError
 from ..surroundings import seeded
+from .checkpoint import read_weights
 
-CONTAINERS = ("model", "state_dict", "model_state_dict", "model_ema")  # keys under which training scripts put the weights
+HUBS, LOCAL = ("hf-hub:", "hf_hub:"), "local-dir:"  # timm's prefixes of a name: a repository, a folder with config.json and weights
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # in such a folder
 EMBEDDED = "digits"  # the teacher that comes with the package
 
 
@@ -25,8 +28,10 @@ def load_model(
 ) -> nn.Module:
     """A model in evaluation mode.
 
-    name: a timm architecture, "digits" for the embedded teacher, or a folder that training or distillation wrote.
-    checkpoint: .safetensors, or .pth/.pt/.bin read as data only; its head decides the number of classes. None: pretrained weights from timm's hub.
+    name: a timm architecture, "digits" for the embedded teacher, or a folder that training or distillation wrote; or "hf-hub:OWNER/NAME" and
+    "local-dir:FOLDER" as timm knows them.
+    checkpoint: .safetensors, or .pth/.pt/.bin read as data only. Averaged weights (EMA) are preferred where it holds both, as timm does; its tensors
+    decide classes, channels and pooling; position embeddings of another image size are resized. None: pretrained weights from timm's hub.
     random_weights: untrained weights, for timing.
     image_size: height, width in pixels where it differs from the architecture's.
 
@@ -48,9 +53,12 @@ def load_model(
         if checkpoint or image_size or random_weights:
             raise InputError(f"the model in {name} comes with its weights and size: leave out checkpoint, random weights and image size")
         return load_model_folder(name).to(device)
-    tags = timm.list_pretrained(name.split(".")[0] + ".*") if "." in name else [name]
-    if not timm.is_model(name) or name not in tags:
-        raise InputError(f"unknown model '{name}'{_suggest(name, timm.list_models())}")
+    if name.startswith(LOCAL) and checkpoint is None and not random_weights:
+        checkpoint = _weights_in(Path(name.removeprefix(LOCAL)))
+    elif not name.startswith((*HUBS, LOCAL)):
+        tags = timm.list_pretrained(name.split(".")[0] + ".*") if "." in name else [name]
+        if not timm.is_model(name) or name not in tags:
+            raise InputError(f"unknown model '{name}'{_suggest(name, timm.list_models())}")
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     if checkpoint is not None:
         return _from_file(name, Path(checkpoint), options).to(device).eval()
@@ -66,12 +74,20 @@ def load_model(
         raise RunError(f"pretrained weights of {name} could not be fetched ({reason}): pass a checkpoint file, or ask for random weights") from error
 
 
+def _weights_in(folder: Path) -> Path:
+    """The weights in a folder of the form of the hub."""
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise InputError(f"{folder} holds no weights: there is no {' or '.join(WEIGHTS)} in it")
+    return found
+
+
 def _create(name: str, options: dict) -> nn.Module:
     import timm
 
     try:
         return timm.create_model(name, **options)
-    except (AssertionError, TypeError, RuntimeError, MemoryError) as error:
+    except (AssertionError, TypeError, ValueError, KeyError, AttributeError, OSError, RuntimeError, MemoryError) as error:
         raise InputError(f"{name} cannot be built with {options}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
 
 
@@ -83,11 +99,12 @@ def _suggest(name: str, known: list[str]) -> str:
 
 
 def _from_file(name: str, path: Path, options: dict) -> nn.Module:
+    """The architecture with the weights of a file, which decide classes, channels and pooling, and are fitted to its image size."""
     weights = read_weights(path)
-    head = weights.get("head.weight")
-    if head is not None and head.ndim == 2:
-        options = {**options, "num_classes": head.shape[0]}
-    model = _create(name, options)
+    model = _create(name, {**options, **_read_from(weights)})
+    if "fc_norm.weight" in model.state_dict() and "norm.weight" in weights and "fc_norm.weight" not in weights:
+        model = _create(name, {**options, **_read_from(weights), "global_pool": "token"})
+    _fit_positions(weights, model)
     wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     shapes = [
@@ -102,29 +119,30 @@ def _from_file(name: str, path: Path, options: dict) -> nn.Module:
     return model
 
 
+def _read_from(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments of a ViT that its weights tell."""
+    head, embed = weights.get("head.weight"), weights.get("patch_embed.proj.weight")
+    found: dict[str, Any] = {}
+    if head is not None and head.ndim == 2:
+        found["num_classes"] = head.shape[0]
+    if embed is not None and embed.ndim == 4:
+        found["in_chans"] = embed.shape[1]
+    if "fc_norm.weight" in weights and "norm.weight" not in weights:
+        found["global_pool"] = "avg"  # timm then normalises behind the pooling
+    return found
+
+
+def _fit_positions(weights: dict[str, Tensor], model: Any) -> None:
+    """Resize position embeddings of another image size to the model's grid, as timm does."""
+    held, wanted = weights.get("pos_embed"), getattr(model, "pos_embed", None)
+    if held is None or wanted is None or held.ndim != 3 or held.shape[1] == wanted.shape[1]:
+        return
+    from timm.layers import resample_abs_pos_embed
+
+    prefix = 0 if getattr(model, "no_embed_class", False) else getattr(model, "num_prefix_tokens", 1)
+    if held.shape[1] > prefix and isqrt(held.shape[1] - prefix) ** 2 == held.shape[1] - prefix:
+        weights["pos_embed"] = resample_abs_pos_embed(held, new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
+
+
 def _few(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a checkpoint file, read as data (no code in it is run). Raises InputError where that cannot be done."""
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} is not a file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content: Any = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # truncated, not a checkpoint, or holds objects that are not data
-        raise InputError(
-            f"{path} cannot be read as a checkpoint of plain tensors ({type(error).__name__}): save its state_dict with safetensors"
-        ) from error
-    for key in CONTAINERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
-        raise InputError(f"{path} holds no state_dict: it must map names to tensors, at the top or under one of {', '.join(CONTAINERS)}")
-    return {key.removeprefix("module."): value for key, value in content.items()}

@@ -3,7 +3,6 @@
 It holds teachers and students that are no timm architecture by name; `smi invert --model FOLDER` takes them like any other.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..files import replace_file, write_json
+from ..files import read_json, replace_file, write_json
 from ..surroundings import seeded
 from .vit import ViT, describe_weights
 
@@ -80,8 +79,8 @@ def record_of(folder: str | Path) -> dict:
 def _description(folder: Path) -> dict:
     """What DESCRIPTION holds; raises InputError where it is none of ours."""
     try:
-        about = json.loads((folder / DESCRIPTION).read_text())
-    except (OSError, ValueError) as error:
+        about = read_json(folder / DESCRIPTION)
+    except InputError as error:
         raise InputError(f"{folder} holds no model: there is no readable {DESCRIPTION} in it") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{folder / DESCRIPTION} is not of format {FORMAT}")

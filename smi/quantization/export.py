@@ -71,15 +71,10 @@ def example(facts: Facts, device: torch.device) -> tuple[Tensor, Tensor]:
 
 def export(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> torch.fx.GraphModule:
     """The graph of a module of (patches, index), for any number of images and of patches; raises RunError with what cannot be exported."""
-    return export_program(module, inputs).module(check_guards=False)
-
-
-def export_program(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> torch.export.ExportedProgram:
-    """The same as torch.export gives it, to be saved."""
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     try:
         with torch.no_grad():
-            return torch.export.export(module, inputs, dynamic_shapes=(any_size, any_size))
+            return torch.export.export(module, inputs, dynamic_shapes=(any_size, any_size)).module(check_guards=False)
     except Exception as error:  # torch.export fails in many ways; what a user can act on is where
         culprit = _culprit(module, inputs) or type(module).__name__
         raise RunError(f"{culprit} cannot be exported ({type(error).__name__}: {_first_line(error)})") from error

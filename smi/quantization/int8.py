@@ -1,19 +1,18 @@
-"""A W8/A8 ViT that multiplies integers on the CPU: oneDNN's int8 linear layers, with codes and scales from torchao's graph.
+"""A W8/A8 ViT that multiplies integers on the CPU: oneDNN's int8 linear layers, with codes and scales from the calibration.
 
-Needs no torchao. Between linear layers (LayerNorm, attention, residuals) it computes in float32, as the simulation does.
+Between linear layers (LayerNorm, attention, residuals) it computes in float32, as the simulation does.
 """
 
+from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
-from .files import write
-from .model import Facts, QuantizedViT
+from .model import Facts
+from .network import QuantizedLinear, QuantizedViT
 from .recipe import Recipe
 
 SAFE = 64  # the largest weight code for which 255 * code * 2 fits in 16 bits
@@ -38,103 +37,65 @@ def products_saturate() -> bool:
     return int(result[0, 0]) != 255 * 127 * 64
 
 
-class Int8Linear:
-    """One linear layer: codes int8 [out, in], scale per output channel, and scale and zero point of its input."""
+class Int8Linear(QuantizedLinear):
+    """A linear layer of integers, on the CPU."""
 
-    def __init__(self, codes: Tensor, scales: Tensor, bias: Tensor | None, input_scale: float, input_zero: int):
-        self.codes, self.scales, self.bias = codes, scales, bias
-        self.input_scale, self.input_zero = input_scale, input_zero
-        if products_saturate():  # seven bits and a sign of the weights are exact everywhere
-            codes, scales = torch.round(codes.float() * (SAFE / 127)).to(torch.int8), scales * (127 / SAFE)
-        self._packed = torch.ops.onednn.qlinear_prepack(codes, None)
-        self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], settings: tuple[float, int], recipe: Recipe):
+        super().__init__(name, tensors, settings, recipe)
+        self._packed: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes as oneDNN lays them out, scales and zero points of the output channels; made when they are first needed."""
+        if self._packed is None:
+            codes, scales = self.codes, self.scales
+            if products_saturate():  # seven bits and a sign of the weights are exact everywhere
+                codes, scales = torch.round(codes.float() * (SAFE / 127)).to(torch.int8), scales * (127 / SAFE)
+            self._packed = torch.ops.onednn.qlinear_prepack(codes, None), scales, torch.zeros(len(scales), dtype=torch.int64)
+        return self._packed
 
     def quantise(self, x: Tensor) -> Tensor:
         """The codes uint8 [..., in] of an input float32 [..., in]."""
-        coded = torch.quantize_per_tensor(x, self.input_scale, self.input_zero, torch.quint8)
+        coded = torch.quantize_per_tensor(x.contiguous(), self.input_scale.item(), int(self.input_zero.item()), torch.quint8)
         return torch.empty(0, dtype=torch.uint8).set_(coded.untyped_storage(), coded.storage_offset(), coded.shape, coded.stride())
 
-    def __call__(self, codes: Tensor, then: "Int8Linear | None" = None, post: tuple[str, str] = ("none", "")) -> Tensor:
+    def multiply(self, codes: Tensor, then: "Int8Linear | None" = None, post: tuple[str, str] = ("none", "")) -> Tensor:
         """post(linear) of the input's codes [..., in]: float32 [..., out], or the codes that `then` takes."""
-        scale, zero, dtype = (1.0, 0, torch.float32) if then is None else (then.input_scale, then.input_zero, torch.uint8)
-        return torch.ops.onednn.qlinear_pointwise(
-            codes,
-            self.input_scale,
-            self.input_zero,
-            self._packed,
-            self._scales,
-            self._zeros,
-            self.bias,
-            scale,
-            zero,
-            dtype,
-            post[0],
-            [],
-            post[1],
-        )
+        scale, zero, dtype = (1.0, 0, torch.float32) if then is None else (then.input_scale.item(), int(then.input_zero.item()), torch.uint8)
+        packed, scales, zeros = self._weights()
+        mine = self.input_scale.item(), int(self.input_zero.item())
+        return torch.ops.onednn.qlinear_pointwise(codes, *mine, packed, scales, zeros, self.bias, scale, zero, dtype, post[0], [], post[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.multiply(self.quantise(x))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without oneDNN's layout, which can neither be copied nor saved."""
+        return {**self.__dict__, "_packed": None}
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*args, **options)
+        self._packed = None
 
 
 class Int8ViT(QuantizedViT):
     """The deployable model, on the CPU.
 
-    Where int8 GEMMs overflow (no VNNI, `products_saturate`), weights are rounded from eight bits to seven when the model is made; the file keeps
+    Where int8 GEMMs overflow (no VNNI, `products_saturate`), weights are rounded from eight bits to seven when they are first used; the file keeps
     eight.
     """
 
-    def __init__(self, facts: Facts, tensors: dict[str, Tensor], inputs: dict[str, tuple[float, int]]):
-        """tensors: per linear layer `.codes` int8, `.scales` and `.bias`, everything else as in the float model. inputs: scale and zero point of each
-        linear layer's input."""
-        super().__init__(facts)
+    KIND, LINEAR = "int8", Int8Linear
+
+    def __init__(self, facts: Facts, tensors: Mapping[str, Tensor], inputs: Mapping[str, tuple[float, int]]):
         can_int8(facts.recipe)
-        self.architecture, self.tensors, self.inputs = facts.architecture, tensors, inputs
-        self.linears = {
-            name: Int8Linear(tensors[f"{name}.codes"], tensors[f"{name}.scales"], tensors.get(f"{name}.bias"), *settings)
-            for name, settings in inputs.items()
-        }
+        super().__init__(facts, tensors, inputs)
 
-    def logits(self, patches: Tensor, index: Tensor) -> Tensor:
-        a = self.architecture
-        with torch.no_grad():
-            x = self._linear("embed", patches.to("cpu", torch.float32).flatten(2))
-            if "position" in self.tensors:
-                x = x + F.embedding(index.cpu(), self.tensors["position"])
-            x = self._norm("norm_pre", torch.cat([self.tensors["prefix"].expand(len(x), -1, -1), x], dim=1))
-            for i in range(a["depth"]):
-                x = self._block(f"blocks.{i}", x)
-            x = self._norm("norm", x)
-            read = [x[:, a["prefix"] :].mean(1)] if a["pool"] == "avg" else [x[:, i] for i in range(a["heads"])]
-            logits = [self._linear(f"heads.{i}", self._norm("fc_norm", token.contiguous())) for i, token in enumerate(read)]
-            return torch.stack(logits).mean(0)
+    def _mlp(self, name: str, x: Tensor, activation: str) -> Tensor:
+        if activation not in POST_GELU:
+            return super()._mlp(name, x, activation)
+        fc1, fc2 = self._held(f"{name}.mlp.fc1"), self._held(f"{name}.mlp.fc2")
+        return fc2.multiply(fc1.multiply(fc1.quantise(x), then=fc2, post=("gelu", POST_GELU[activation])))
 
-    def _block(self, name: str, x: Tensor) -> Tensor:
-        qkv = self._linear(f"{name}.attn.qkv", self._norm(f"{name}.norm1", x)).unflatten(-1, (3, self.architecture["num_heads"], -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = self._norm(f"{name}.attn.q_norm", q), self._norm(f"{name}.attn.k_norm", k)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self._scaled(f"{name}.ls1", self._linear(f"{name}.attn.proj", attended))
-        fc1, fc2 = self.linears[f"{name}.mlp.fc1"], self.linears[f"{name}.mlp.fc2"]
-        codes = fc1.quantise(self._norm(f"{name}.norm2", x))
-        activation = self.architecture["activation"]
-        if activation in POST_GELU:
-            hidden = fc1(codes, then=fc2, post=("gelu", POST_GELU[activation]))
-        else:
-            hidden = fc1(codes)
-            hidden = fc2.quantise(hidden * torch.sigmoid(1.702 * hidden))
-        return x + self._scaled(f"{name}.ls2", fc2(hidden))
-
-    def _linear(self, name: str, x: Tensor) -> Tensor:
-        linear = self.linears[name]
-        return linear(linear.quantise(x.contiguous()))
-
-    def _norm(self, name: str, x: Tensor) -> Tensor:
-        weight = self.tensors.get(f"{name}.weight")
-        return x if weight is None else F.layer_norm(x, weight.shape, weight, self.tensors.get(f"{name}.bias"), self.architecture["eps"][name])
-
-    def _scaled(self, name: str, x: Tensor) -> Tensor:
-        gamma = self.tensors.get(f"{name}.gamma")
-        return x if gamma is None else x * gamma
-
-    def save(self, folder: str | Path, *, force: bool = False) -> Path:
-        """Write codes, scales and the float tensors (safetensors) and the facts (JSON) to a folder; `load_quantized` reads it."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        return write(folder, "int8", self.facts, lambda path: save_file(tensors, path), {"inputs": self.inputs}, force=force)
+    def _refuse_device(self, device: torch.device) -> None:
+        if device.type == "cuda":
+            raise InputError("an int8 model runs on the CPU: on a GPU use the simulation")

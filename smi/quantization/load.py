@@ -1,46 +1,40 @@
 """Quantised models read back from their folders."""
 
-import json
-import warnings
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
 from ..errors import InputError
-from .files import FORMAT, MANIFEST, WEIGHTS
+from ..files import read_json
+from ..plain import real, whole
+from .files import FORMATS, GRAPH_FORMAT, MANIFEST, WEIGHTS
 from .int8 import Int8ViT
-from .model import Facts, QuantizedViT
+from .model import Facts
+from .network import QuantizedViT
 from .simulate import SimulatedViT
+
+KINDS: dict[str, type[QuantizedViT]] = {kind.KIND: kind for kind in (Int8ViT, SimulatedViT)}
 
 
 def load_quantized(folder: str | Path) -> QuantizedViT:
-    """The quantised model, integer or simulated, that `save` wrote to a folder; raises InputError where there is none or it is damaged."""
+    """The quantised model, integer or simulated, that `save` wrote to a folder. Raises InputError where there is none, where it is damaged, and for a
+    simulation of version 0.1.0, whose file could hold code."""
     folder = Path(folder)
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{folder} holds no quantised model: there is no {MANIFEST} in it")
+    manifest = read_json(path)
+    kind = manifest.get("kind") if isinstance(manifest, dict) else None
+    if kind == "simulated" and manifest.get("format") == GRAPH_FORMAT:
+        raise InputError(
+            f"{folder} holds a simulation of version 0.1.0, a torch.export archive, which could run code when it is read: "
+            "make it again with smi.quantize(model, images).save(folder), or smi quantize"
+        )
+    if not isinstance(kind, str) or kind not in KINDS or manifest.get("format") != FORMATS[kind]:
+        raise InputError(f"{path} is not of format {' or '.join(sorted(set(FORMATS.values())))}")
     try:
-        manifest = json.loads(path.read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(f"it is not of format {FORMAT}")
-        facts, weights = Facts.from_json(manifest["facts"]), folder / WEIGHTS[manifest["kind"]]
-        return _load_int8(facts, weights, manifest["inputs"]) if manifest["kind"] == "int8" else _load_simulated(facts, weights)
-    except InputError:
-        raise
-    except ImportError as error:
-        raise InputError(f"reading a simulation needs torchao: pip install torchao ({error})") from error
+        facts = Facts.from_json(manifest["facts"])
+        inputs = {name: (real()(name, scale), whole(0, 255)(name, zero)) for name, (scale, zero) in manifest["inputs"].items()}
+        return KINDS[kind](facts, load_file(folder / WEIGHTS[kind]), inputs)
     except Exception as error:  # a key or a file that is missing, truncated or of another kind
         raise InputError(f"{folder} is damaged: what {MANIFEST} names cannot be read ({type(error).__name__}: {error})") from error
-
-
-def _load_int8(facts: Facts, weights: Path, inputs: dict) -> Int8ViT:
-    return Int8ViT(facts, load_file(weights), {name: (float(scale), int(zero)) for name, (scale, zero) in inputs.items()})
-
-
-def _load_simulated(facts: Facts, weights: Path) -> SimulatedViT:
-    import torchao.quantization.pt2e  # noqa: F401  registers the operations of the graph
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about the memory that it reads weights from
-        return SimulatedViT(facts, torch.export.load(weights).module(check_guards=False))

@@ -1,8 +1,7 @@
-"""What every quantised ViT shares: the facts that images must fit, and the ways they can be given."""
+"""What every quantised ViT shares: the facts that images and tensors must fit, and the ways images can be given."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +11,11 @@ from ..errors import InputError
 from ..images.patches import to_patches
 from ..images.sparse_images import SparseImages
 from ..models.vit import ViT
+from ..plain import real, several, whole, word
 from .recipe import Recipe
 
 Images = Tensor | SparseImages | tuple[Tensor, Tensor]
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")  # names of kernels.linear_gelu
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,11 @@ class Facts:
 
     @staticmethod
     def from_json(data: dict) -> "Facts":
-        return Facts(**{**data, "grid": tuple(data["grid"]), "recipe": Recipe(**data["recipe"])})
+        """What `to_json` gave; raises InputError for numbers that no model has."""
+        numbers = {name: whole(1)(name, data[name]) for name in ("patch_size", "channels", "num_classes")}
+        rows, columns = several(whole(1), 2)("grid", data["grid"])
+        name, recipe = word("name", data["name"]), Recipe(**data["recipe"])
+        return Facts(name, (rows, columns), **numbers, architecture=_checked_architecture(data["architecture"]), recipe=recipe)
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -50,6 +55,16 @@ class Facts:
         blocks = range(self.architecture["depth"])
         inner = [f"blocks.{i}.{layer}" for i in blocks for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
         return ["embed", *inner, *(f"heads.{i}" for i in range(self.architecture["heads"]))]
+
+    def operands(self) -> list[str]:
+        """Names of the operands of attention's two GEMMs, in the order in which they run; none where they stay in float32."""
+        blocks = range(self.architecture["depth"]) if self.recipe.attention else ()
+        return [f"blocks.{i}.attn.{operand}" for i in blocks for operand in ("query", "key", "weights", "value")]
+
+    def of_block(self, name: str, i: int) -> Any:
+        """A fact of block i: one for all blocks, or a list of one for each."""
+        fact = self.architecture[name]
+        return fact[i] if isinstance(fact, list) else fact
 
 
 def _architecture(vit: ViT) -> dict:
@@ -69,26 +84,49 @@ def _architecture(vit: ViT) -> dict:
     }
 
 
-class QuantizedViT(nn.Module):
-    """Logits [B, classes] of images in any of their forms; subclasses say how from patches."""
+def _checked_architecture(about: dict) -> dict:
+    """What `_architecture` gave, from a file."""
+    depth, eps = whole(1)("depth", about["depth"]), {name: real("positive", lambda x: x > 0)(name, value) for name, value in about["eps"].items()}
+    checked = {"depth": depth, "pool": word("pool", about["pool"]), "eps": eps}
+    for name, take in (("num_heads", whole(1)), ("activation", word)):
+        fact = about[name]
+        checked[name] = list(several(take, depth)(name, fact)) if isinstance(fact, list) else take(name, fact)
+    checked |= {name: whole(1)(name, about[name]) for name in ("prefix", "heads")}
+    if checked["pool"] not in ("token", "avg") or checked["heads"] > min(2, checked["prefix"]):
+        raise InputError(f"a pooling '{checked['pool']}' with {checked['heads']} heads is not known")
+    return checked
 
-    def __init__(self, facts: Facts):
-        super().__init__()
-        self.facts = facts
 
-    def forward(self, images: Images) -> Tensor:
-        """images: normalised pixels [B, C, H, W], SparseImages, or (patches [B, n, C, p, p], index int64 [B, n])."""
-        patches, index = as_patches(self.facts, images)
-        return self.logits(patches, index) if len(patches) else torch.empty(0, self.facts.num_classes)
-
-    def logits(self, patches: Tensor, index: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def save(self, folder: str | Path, *, force: bool = False) -> Path:
-        raise NotImplementedError
-
-    def extra_repr(self) -> str:
-        return f"{self.facts.name}, {self.facts.recipe}"
+def check_tensors(facts: Facts, tensors: Mapping[str, Tensor], inputs: Mapping[str, object]) -> None:
+    """Raise InputError unless these are the tensors of such a model, by name and shape, and the quantised activations those of its recipe."""
+    depth, cells = facts.architecture["depth"], facts.grid[0] * facts.grid[1]
+    if 4 * depth > len(tensors):  # before anything is made for every block
+        raise InputError(f"there are tensors for fewer than {depth} blocks")
+    if inputs.keys() != {*facts.linears(), *facts.operands()}:
+        raise InputError("the quantised activations are not those of the recipe")
+    shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    prefix, d = shape.get("prefix", (0, 0))
+    norms = dict.fromkeys(facts.architecture["eps"], (d,))
+    wanted: dict[str, tuple[int, ...]] = {"prefix": (facts.architecture["prefix"], d), "embed": (d, facts.channels * facts.patch_size**2)}
+    for i in range(depth):
+        block, heads = f"blocks.{i}", facts.of_block("num_heads", i)
+        width, hidden = (shape.get(f"{block}.{layer}.codes", (0, 0))[1] for layer in ("attn.proj", "mlp.fc2"))
+        wanted |= {f"{block}.attn.qkv": (3 * width, d), f"{block}.attn.proj": (d, width)}
+        wanted |= {f"{block}.mlp.fc1": (hidden, d), f"{block}.mlp.fc2": (d, hidden)}
+        norms |= {name: (width // heads,) for name in (f"{block}.attn.q_norm", f"{block}.attn.k_norm") if name in norms}
+        if not width or width % heads or facts.of_block("activation", i) not in ACTIVATIONS:
+            raise InputError(f"{block} has no {heads} heads of equal width, or an unknown activation")
+    wanted |= {f"heads.{i}": (facts.num_classes, d) for i in range(facts.architecture["heads"])}
+    codes = {f"{name}.codes": wanted.pop(name) for name in facts.linears()}
+    needed = {**wanted, **codes, **{f"{name}.scales": codes[f"{name}.codes"][:1] for name in facts.linears()}}
+    needed |= {f"{name}.weight": size for name, size in norms.items()}
+    optional = {"position": (cells, d), **{f"blocks.{i}.{scale}.gamma": (d,) for i in range(depth) for scale in ("ls1", "ls2")}}
+    optional |= {f"{name}.bias": size for name, size in norms.items()} | {f"{name}.bias": codes[f"{name}.codes"][:1] for name in facts.linears()}
+    for name in needed.keys() | shape.keys():
+        if shape.get(name) != {**optional, **needed}.get(name):
+            raise InputError(f"{name} must be {list({**optional, **needed}.get(name, ()))}, it is {list(shape.get(name, ()))}")
+        if not name.endswith(".codes") and (tensors[name].dtype != torch.float32 or not torch.isfinite(tensors[name]).all()):
+            raise InputError(f"{name} must hold finite float32 numbers")
 
 
 def as_patches(facts: Facts, images: Images) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..plain import flag, one_of, real, whole
 
 BITS = range(2, 9)  # a symmetric weight needs two bits; the codes are kept in eight
 RANGES = ("minmax", "percentile", "mse")
@@ -22,14 +22,14 @@ class Recipe:
     attention: bool = False  # both operands of attention's two GEMMs too
 
     def __post_init__(self) -> None:
-        for name, bits in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
-            if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
-                raise InputError(f"{name} must be a whole number from {BITS[0]} to {BITS[-1]}, got {bits}")
-        for name, value, known in (("ranges", self.ranges, RANGES), ("weight_ranges", self.weight_ranges, WEIGHT_RANGES)):
-            if value not in known:
-                raise InputError(f"{name} must be one of {', '.join(known)}, got '{value}'")
-        if not 50 < self.percentile < 100:
-            raise InputError(f"percentile must lie between 50 and 100, got {self.percentile}")
+        plain = {
+            **{name: whole(BITS[0], BITS[-1])(name, getattr(self, name)) for name in ("weight_bits", "activation_bits")},
+            **{name: one_of(known)(name, getattr(self, name)) for name, known in (("ranges", RANGES), ("weight_ranges", WEIGHT_RANGES))},
+            "percentile": real("a number between 50 and 100", lambda percent: 50 < percent < 100)("percentile", self.percentile),
+            "attention": flag("attention", self.attention),
+        }
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     def __str__(self) -> str:
         return f"W{self.weight_bits}/A{self.activation_bits}"

@@ -1,23 +1,26 @@
 """Post-training quantisation, calibrated with synthetic or real images, on torchao's PT2E.
 
 export (patches, index) -> logits  ->  observers placed by torchao  ->  a forward on the retained patches  ->  integers and their scales
+
+The graph ends there: codes and scales go into a module of their own (network.py), which is what runs and what is saved.
 """
 
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from ..errors import InputError
 from ..models.unwrap import unwrapped
+from ..plain import whole
 from ..surroundings import at_the_door, seeded
-from .export import Tokens, describe_for, example, export, export_program
-from .files import write
+from .export import Tokens, describe_for, example, export
 from .int8 import Int8ViT, can_int8
-from .model import Facts, Images, QuantizedViT, as_patches, batches
+from .model import Facts, Images, as_patches, batches
+from .network import QuantizedLinear, QuantizedViT
 from .recipe import Recipe
 
 
@@ -47,8 +50,7 @@ def quantize(
     and where torchao is missing, RunError with the module that cannot be exported.
     """
     recipe = Recipe(weight_bits, activation_bits, ranges, percentile, weight_ranges, attention)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size must be a whole number of at least 1, got {batch_size}")
+    batch_size = whole(1)("batch_size", batch_size)
     vit, model = describe_for(model, images), unwrapped(model)
     if vit.embed.weight.dtype != torch.float32:
         raise InputError(f"a model to quantise must be float32, this one is {str(vit.embed.weight.dtype).removeprefix('torch.')}")
@@ -71,8 +73,7 @@ def _calibrated(model: nn.Module, facts: Facts, patches: Tensor, index: Tensor, 
         for some, cells in batches(patches, index, batch_size, device):
             prepared(some, cells)
         converted = convert(prepared)
-    _forget_unused(converted)
-    return SimulatedViT(facts, converted)
+    return SimulatedViT(facts, *_read(converted, facts))
 
 
 def _torchao() -> tuple:
@@ -86,63 +87,42 @@ def _torchao() -> tuple:
     return prepare_pt2e, convert_pt2e, ViTQuantizer
 
 
+class SimulatedLinear(QuantizedLinear):
+    """A linear layer in float32 of the values that its codes and those of its input stand for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(self.simulated(x), self.codes.float() * self.scales[:, None], self.bias)
+
+
 class SimulatedViT(QuantizedViT):
-    """A quantised ViT in float32: torchao's converted graph, where every quantised tensor takes the values of its codes."""
+    """A quantised ViT in float32, where every quantised tensor takes the values of its codes."""
 
-    def __init__(self, facts: Facts, graph: GraphModule) -> None:
-        super().__init__(facts)
-        self.graph = graph
-
-    def logits(self, patches: Tensor, index: Tensor) -> Tensor:
-        device = next(self.graph.buffers()).device
-        with torch.no_grad():
-            return self.graph(patches.to(device, torch.float32), index.to(device))
+    KIND, LINEAR = "simulated", SimulatedLinear
 
     def int8(self) -> Int8ViT:
         """The deployable model of the same codes and scales, whose linear layers multiply integers on the CPU; raises InputError where it is not
         W8/A8, or attention's GEMMs are quantised too."""
         can_int8(self.facts.recipe)
-        tensors, inputs = _tensors(self.graph), {}
-        for name, node in zip(self.facts.linears(), _linears(self.graph), strict=True):
-            inputs[name] = _codes(self.graph, node, name, tensors)
-        return Int8ViT(self.facts, tensors, inputs)
-
-    def save(self, folder: str | Path, *, force: bool = False) -> Path:
-        """Write graph (torch.export's .pt2) and facts to a folder; `load_quantized` reads it."""
-        device = next(self.graph.buffers()).device
-        program = export_program(self.graph, example(self.facts, device))
-        return write(folder, "simulated", self.facts, lambda path: _save(program, path), force=force)
+        return Int8ViT(self.facts, self.tensors(), self.inputs())
 
 
-def _save(program: torch.export.ExportedProgram, path: Path) -> None:
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+def _read(graph: GraphModule, facts: Facts) -> tuple[dict[str, Tensor], dict[str, tuple[float, int]]]:
+    """Tensors and inputs of a QuantizedViT, out of torchao's converted graph, on its device.
+
+    The graph computes linear(dequantize(quantize(x)), dequantize(codes), bias), and matmul(dequantize(...), dequantize(...)) in attention.
+    """
+    held, nodes = graph.state_dict(), list(graph.graph.nodes)
+    read = {node.target for node in nodes if node.op == "get_attr"}
+    tensors = {name: tensor.detach() for name, tensor in held.items() if name in read and not name.startswith("_")}  # what is not quantised
+    activations: list[Any] = []
+    for name, node in zip(facts.linears(), _calls(nodes, torch.ops.aten.linear.default), strict=True):
+        tensors[f"{name}.codes"], tensors[f"{name}.scales"] = (held[argument.target].detach() for argument in node.args[1].args[:2])
+        activations.append((name, node.args[0]))
+    operands = [argument for node in _calls(nodes, torch.ops.aten.matmul.default) for argument in node.args]
+    activations += zip(facts.operands(), operands if facts.recipe.attention else (), strict=True)
+    return tensors, {name: (float(node.args[1]), int(node.args[2])) for name, node in activations}
 
 
-def _linears(graph: GraphModule) -> list[Node]:
-    """The linear layers of a graph, in the order in which they run."""
-    return [node for node in graph.graph.nodes if node.target is torch.ops.aten.linear.default]
-
-
-def _tensors(graph: GraphModule) -> dict[str, Tensor]:
-    """What the graph reads by the model's own names: everything that is not quantised."""
-    read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
-    return {name: tensor.detach().cpu() for name, tensor in graph.state_dict().items() if name in read and not name.startswith("_")}
-
-
-def _codes(graph: GraphModule, node: Any, name: str, tensors: dict[str, Tensor]) -> tuple[float, int]:
-    """Put codes and scales of linear(dequantize(quantize(x)), dequantize(codes), bias) into `tensors`; returns scale and zero point of x."""
-    x, weight = node.args[:2]
-    held = graph.state_dict()
-    tensors[f"{name}.codes"], tensors[f"{name}.scales"] = (held[argument.target].detach().cpu() for argument in weight.args[:2])
-    scale, zero = x.args[1:3]
-    return float(scale), int(zero)
-
-
-def _forget_unused(graph: GraphModule) -> None:
-    """Drop the float weights, which no node reads any more."""
-    read = {node.target for node in graph.graph.nodes if node.op == "get_attr"}
-    for name, _ in list(graph.named_parameters()):
-        if name not in read:
-            owner, _, leaf = name.rpartition(".")
-            delattr(graph.get_submodule(owner), leaf)
+def _calls(nodes: list[Node], operation: Any) -> list[Any]:
+    """The calls of an operation, in the order in which they run."""
+    return [node for node in nodes if node.target is operation]

@@ -137,6 +137,42 @@ def test_a_folder_with_another_run_is_not_mixed(vit, tmp_path):
         smi.distill(vit, small_student(vit), images, output=tmp_path, **QUICK)
 
 
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"model.safetensors": "mine", "model.json": "{}"},
+        {"notes.txt": "mine"},
+        {"state.safetensors": "not ours"},
+        {"result.json": '{"accuracy": 1}', "curve.jsonl": "mine"},
+        {"result.json": "[1]"},
+        {"pool-party/photo.png": "mine"},
+        {"images.json": "{}"},
+    ],
+    ids=lambda held: next(iter(held)),
+)
+def test_force_empties_no_folder_but_a_distillations(held, vit, tmp_path):
+    for name, text in held.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    for force in (False, True):
+        with pytest.raises(InputError, match="is not empty and holds no distillation"):
+            smi.distill(vit, small_student(vit), make_images(), output=tmp_path, force=force, **QUICK)
+    assert {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()} == held
+
+
+def test_force_keeps_what_a_distillation_did_not_write(vit, tmp_path):
+    once = {**QUICK, "steps": 1}
+    smi.distill(vit, small_student(vit), make_images(), output=tmp_path, **once)
+    mine = [tmp_path / "notes.txt", tmp_path / "pool-party" / "photo.png"]
+    mine[1].parent.mkdir()
+    for path in mine:
+        path.write_text("mine")
+    first = (tmp_path / "model.safetensors").read_bytes()
+    smi.distill(vit, small_student(vit, seed=1), make_images(), output=tmp_path, force=True, **once)
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    assert (tmp_path / "model.safetensors").read_bytes() != first
+
+
 def test_states_are_written_whole(vit, tmp_path, monkeypatch):
     optimiser = torch.optim.SGD(vit.parameters(), lr=0.1)
     loop.save_state(tmp_path / "state.safetensors", vit, optimiser, {"step": 1})

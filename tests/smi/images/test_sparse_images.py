@@ -5,13 +5,16 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import smi
 from smi.errors import InputError, RunError
+from smi.files import replace_file
 from smi.images.export import export_png, export_webdataset
 from smi.images.sparse_images import SparseImages
 from smi.images.storage import MANIFEST, Writer
@@ -254,6 +257,119 @@ def test_webdataset_export(tmp_path):
         assert torch.equal(torch.as_tensor(sample["index.npy"]), images.index[i])
         assert sample["cls"] == i
         assert sample["json"]["grid"] == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("export", "mine"),
+    [
+        (export_png, "000001_label9_trajectory0_stage0.png"),
+        (export_png, "000099_label1_trajectory2_stage3.png"),
+        (export_webdataset, "images-000000.tar"),
+        (export_webdataset, "images-000042.tar"),
+        (export_png, "index.json"),
+        (export_webdataset, "index.json"),
+    ],
+)
+def test_an_export_replaces_only_an_exports_files(export, mine, tmp_path):
+    """Files of such names and no index, and an index of something else, are the user's; what the index names is replaced, whatever was killed."""
+    if export is export_webdataset:
+        pytest.importorskip("webdataset")
+    (tmp_path / mine).write_text("[1]")
+    with pytest.raises(InputError, match="choose another folder"):
+        export(make(), tmp_path, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == [mine]
+    (tmp_path / mine).unlink()
+    (tmp_path / "notes.txt").write_text("mine")
+    export(make(), tmp_path, force=True)
+    kept = export(make()[:1], tmp_path, force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["index.json", "notes.txt", *(path.name for path in kept)])
+
+
+def test_a_killed_export_can_be_made_again(tmp_path, monkeypatch):
+    export_png(make(), tmp_path)
+
+    def full(path, write):
+        if path.name.startswith("000002"):
+            raise KeyboardInterrupt
+        replace_file(path, write)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("smi.images.export.replace_file", full)
+        with pytest.raises(KeyboardInterrupt):
+            export_png(replace(make(), labels=torch.full((4,), 7)), tmp_path, force=True)
+    kept = export_png(make(), tmp_path, force=True)
+    assert sorted(tmp_path.glob("*.png")) == sorted(kept)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "nothing", '{"format": "of another program", "parts": [{"file": "notes.txt"}]}'])
+def test_images_replace_no_manifest_of_others(content, tmp_path):
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(InputError, match=r"images\.json"):
+        make().save(tmp_path, force=True)
+    assert (tmp_path / MANIFEST).read_text() == content
+
+
+def test_images_remove_only_parts(tmp_path):
+    """A manifest that names other files, also outside its folder, removes none of them."""
+    folder = make().save(tmp_path / "images")
+    mine = [folder / "notes.txt", tmp_path / "notes.txt", folder / "images-mine.safetensors"]
+    for path in mine:
+        path.write_text("mine")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["parts"] += [{"file": name} for name in ("notes.txt", "../notes.txt", str(mine[1]), "images-mine.safetensors", "..", "", 5)]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    make(seed=1).save(folder, force=True)
+    assert all(path.read_text() == "mine" for path in mine)
+    assert len(list(folder.glob("images-*-*.safetensors"))) == 1
+
+
+INDICES = {
+    "a NumPy mask": np.array([True, False, True, False]),
+    "a list of truth values": [True, False, True, False],
+    "a tensor mask": torch.tensor([True, False, True, False]),
+    "a NumPy index": np.array([0, 2]),
+    "negative": [-4, -2],
+    "bytes": np.array([0, 2], dtype=np.uint8),
+    "a tensor of int32": torch.tensor([0, 2], dtype=torch.int32),
+    "a range": range(0, 4, 2),
+    "a slice": slice(None, None, 2),
+    "a slice of NumPy integers": slice(np.int64(0), np.int64(3), np.int64(2)),
+    "scalars": [np.int64(0), torch.tensor(2)],
+    "a tuple": (0, 2),
+}
+
+
+@pytest.mark.parametrize("index", INDICES.values(), ids=INDICES)
+def test_images_take_what_a_tensor_takes(index):
+    assert same(make()[index], SparseImages.cat([make()[0], make()[2]]))
+
+
+def test_one_image_none_and_backwards():
+    images = make()
+    assert all(same(images[i], images[3:]) for i in (3, -1, np.int64(-1), torch.tensor(3), np.array(3), np.uint8(3)))
+    for none in ([], np.array([]), torch.tensor([], dtype=torch.int64), slice(2, 2), range(0), [False] * 4, np.zeros(4, dtype=bool)):
+        assert len(images[none]) == 0
+    assert same(images[::-1], images[[3, 2, 1, 0]])
+    assert same(images[...], images)
+    assert len(list(images)) == 4
+    assert len(make(m=0)[np.array([], dtype=bool)]) == 0
+    for wrong in (
+        4,
+        -5,
+        np.array([], dtype=bool),
+        [0, 4],
+        [0.5],
+        "0",
+        None,
+        True,
+        [True],
+        np.ones((2, 2), dtype=bool),
+        torch.tensor([[0, 1]]),
+        {0: 1},
+        1.0,
+    ):
+        with pytest.raises(IndexError, match="image"):
+            images[wrong]
 
 
 def test_forward_sparse_uses_retained_tokens_only(vit):

@@ -13,8 +13,9 @@ import smi
 from smi.cli.main import run
 from smi.errors import InputError, RunError
 from smi.images.sparse_images import SparseImages
-from smi.quantization import accuracy, load_quantized
+from smi.quantization import accuracy, load_quantized, simulate
 from smi.quantization.int8 import SAFE, Int8Linear, products_saturate
+from smi.quantization.model import as_patches
 from smi.quantization.recipe import Recipe
 from tests.conftest import VARIANTS, small_vit
 
@@ -117,7 +118,8 @@ def test_an_int8_layer_is_exact_integer_arithmetic(post):
     codes = torch.randint(-127, 128, (9, 33), generator=generator, dtype=torch.int8)
     codes[:4] = 127
     bias = torch.randn(9, generator=generator)
-    layer = Int8Linear(codes, torch.full((9,), 1e-4), bias, 0.02, 120)
+    tensors = {"fc.codes": codes, "fc.scales": torch.full((9,), 1e-4), "fc.bias": bias}
+    layer = Int8Linear("fc", tensors, (0.02, 120), Recipe())
     x = torch.randn(3, 7, 33, generator=generator)
     x[0] = 9.0
     coded = torch.clamp(torch.round(x / 0.02) + 120, 0, 255)
@@ -125,8 +127,8 @@ def test_an_int8_layer_is_exact_integer_arithmetic(post):
     kept = torch.round(codes.double() * (SAFE / 127)) * (127 / SAFE) if products_saturate() else codes.double()
     expected = ((coded.double() - 120) * 0.02) @ (kept * 1e-4).T + bias
     expected = expected if post[0] == "none" else F.gelu(expected, approximate=post[1])
-    assert distance(layer(layer.quantise(x), post=post), expected) < 1e-5
-    assert distance(layer(layer.quantise(x)), F.linear((coded - 120) * 0.02, codes * 1e-4, bias)) < 0.02
+    assert distance(layer.multiply(layer.quantise(x), post=post), expected) < 1e-5
+    assert distance(layer(x), F.linear((coded - 120) * 0.02, codes * 1e-4, bias)) < 0.02
 
 
 def test_it_answers_the_same_in_a_new_process(simulated, images, tmp_path):
@@ -156,17 +158,23 @@ def test_other_ranges(model, images):
     narrow = [smi.quantize(model, images, weight_bits=3, weight_ranges=ranges) for ranges in ("minmax", "mse")]
     with torch.no_grad():
         weight = model.blocks[0].mlp.fc1.weight
-    scale, better = (next(t for name, t in part.graph.state_dict().items() if t.shape == (96,) and "scale" in name) for part in narrow)
+    scale, better = (part.tensors()["blocks.0.mlp.fc1.scales"] for part in narrow)
     assert (better <= scale * 1.0001).all()
     error = [(torch.clamp(torch.round(weight / s[:, None]), -3, 3) * s[:, None] - weight).square().sum() for s in (scale, better)]
     assert error[1] < error[0]
 
 
-def test_attention_products_too(model, images):
+@pytest.mark.parametrize("options", [{}, {"qk_norm": True, "init_values": 0.1, "reg_tokens": 2}])
+def test_attention_products_too(options, images, monkeypatch):
+    """The network computes what torchao's graph does, bit for bit, and the graph quantises both operands of both GEMMs."""
+    graphs, read = [], simulate._read
+    monkeypatch.setattr(simulate, "_read", lambda graph, facts: (graphs.append(graph), read(graph, facts))[1])
+    model = small_vit(depth=1, **options)
     whole = smi.quantize(model, images, attention=True, activation_bits=3)
-    linear = smi.quantize(model, images, activation_bits=3)
-    assert not torch.equal(whole(images), linear(images))
-    products = [node for node in whole.graph.graph.nodes if node.target is torch.ops.aten.matmul.default]
+    with torch.no_grad():
+        assert torch.equal(whole(images), graphs[0](*as_patches(whole.facts, images)))
+    assert not torch.equal(whole(images), smi.quantize(model, images, activation_bits=3)(images))
+    products = [node for node in graphs[0].graph.nodes if node.target is torch.ops.aten.matmul.default]
     assert len(products) == 2
     assert all("dequantize" in str(argument.target) for node in products for argument in node.args)
     with pytest.raises(InputError, match="keeps attention's two GEMMs in float32"):
@@ -190,9 +198,9 @@ def test_accuracy_counts(model, images):
         ({"weight_bits": 16}, "weight_bits must be a whole number from 2 to 8, got 16"),
         ({"activation_bits": 0}, "activation_bits must be a whole number from 2 to 8, got 0"),
         ({"activation_bits": 7.5}, "activation_bits must be"),
-        ({"ranges": "best"}, "ranges must be one of minmax, percentile, mse, got 'best'"),
-        ({"weight_ranges": "percentile"}, "weight_ranges must be one of minmax, mse"),
-        ({"percentile": 40}, "percentile must lie between 50 and 100"),
+        ({"ranges": "best"}, "ranges must be minmax, percentile or mse, got 'best'"),
+        ({"weight_ranges": "percentile"}, "weight_ranges must be minmax or mse"),
+        ({"percentile": 40}, "percentile must be a number between 50 and 100"),
         ({"batch_size": 0}, "batch_size must be"),
         ({"images": torch.randn(2, 3, 20, 16)}, r"takes images \[B, 3, 16, 16\] of normalised pixels, these are float32 \[2, 3, 20, 16\]"),
         ({"images": torch.zeros(2, 3, 16, 16, dtype=torch.uint8)}, r"of normalised pixels, these are uint8"),

@@ -1,0 +1,125 @@
+"""Values at the door: numbers of Python, NumPy and torch become Python's own, once; what is no number of its range is refused.
+
+Each function takes the value's name for the error. `for_json` is for what only describes a result: it never fails.
+"""
+
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+MOST = 10**9  # of anything counted
+Take = Callable[[str, Any], Any]  # (name, value as given) to the plain value; raises InputError
+
+
+def scalar(value: Any) -> Any:
+    """Python's own number for a NumPy scalar, an array [] or a tensor []; anything else as it is."""
+    if isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0):
+        try:
+            return value.item()
+        except RuntimeError:  # a tensor without data
+            return value
+    return value
+
+
+def whole(least: int = 0, most: int = MOST) -> Take:
+    """Whole numbers from `least` to `most`; truth values are none."""
+
+    def take(name: str, value: Any) -> int:
+        number = scalar(value)
+        if isinstance(number, bool) or not isinstance(number, int) or not least <= number <= most:
+            raise InputError(f"{name} must be a whole number from {least} to {most}, got {shown(value)}")
+        return int(number)
+
+    return take
+
+
+def real(what: str = "a finite number", holds: Callable[[float], bool] = lambda number: True) -> Take:
+    """Finite numbers for which `holds`; what: those numbers, for the error."""
+
+    def take(name: str, value: Any) -> float:
+        number = scalar(value)
+        try:
+            fits = isinstance(number, numbers.Real) and not isinstance(number, bool) and math.isfinite(number) and holds(float(number))
+        except OverflowError:
+            fits = False
+        if not fits:
+            raise InputError(f"{name} must be {what}, got {shown(value)}")
+        return float(number)
+
+    return take
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False; 1 and 0 stand for them."""
+    truth = scalar(value)
+    if not isinstance(truth, bool | int) or truth not in (0, 1):
+        raise InputError(f"{name} must be True or False, got {shown(value)}")
+    return bool(truth)
+
+
+def word(name: str, value: Any) -> str:
+    """A name."""
+    if not isinstance(value, str):
+        raise InputError(f"{name} must be a name, got {type(value).__name__} {shown(value)}")
+    return str(value)
+
+
+def one_of(known: Iterable[str]) -> Take:
+    """One of the known names."""
+
+    def take(name: str, value: Any) -> str:
+        if word(name, value) not in known:
+            *others, last = known
+            raise InputError(f"{name} must be {', '.join(others)} or {last}, got '{value}'")
+        return str(value)
+
+    return take
+
+
+def several(each: Take, count: int | None = None) -> Take:
+    """Sequences, arrays and tensors of what `each` takes, as a tuple; count: how many, None for any number."""
+
+    def take(name: str, values: Any) -> tuple:
+        given = values.tolist() if isinstance(values, np.ndarray | Tensor) else values
+        if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
+            raise InputError(f"{name} must be a sequence of numbers, got {type(values).__name__} {shown(values)}")
+        taken = tuple(each(name, value) for value in given)
+        if count is not None and len(taken) != count:
+            raise InputError(f"{name} must be {count} numbers, got {len(taken)}")
+        return taken
+
+    return take
+
+
+def shown(value: Any) -> str:
+    """A value for an error, on one line."""
+    try:
+        return " ".join(str(value).split())[:100]
+    except Exception:  # of the value's own __str__
+        return type(value).__name__
+
+
+def for_json(value: Any, depth: int = 32) -> Any:
+    """The nearest that JSON can hold: numbers and small arrays as they are, paths and anything else by its text."""
+    value = scalar(value)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.ndarray | Tensor):
+        value = (
+            value.tolist()
+            if not getattr(value, "is_meta", False) and np.prod(value.shape) <= 1000
+            else f"{type(value).__name__} {tuple(value.shape)}"
+        )
+    if depth and isinstance(value, Mapping):
+        return {str(key): for_json(item, depth - 1) for key, item in value.items()}
+    if depth and isinstance(value, list | tuple | Set):
+        return [for_json(item, depth - 1) for item in value]
+    return str(value) if isinstance(value, Path | torch.device | torch.dtype) else shown(value)
