@@ -4,7 +4,6 @@ No code in a file runs: torch.load reads plain containers and tensors (weights_o
 """
 
 import argparse
-import collections
 import datetime
 import pathlib
 import re
@@ -71,8 +70,7 @@ def _values() -> list[Any]:
     dtypes = {type(np.dtype(kind)) for kind in "?bhilqBHILQefdSU"}
     paths = [(pathlib.PurePosixPath, "pathlib.PosixPath"), (pathlib.PureWindowsPath, "pathlib.WindowsPath")]
     dates = [datetime.datetime, datetime.date, datetime.timedelta]
-    builtins = [list, dict, set, tuple, int, float, str, bool]  # factories of defaultdicts
-    return [argparse.Namespace, types.SimpleNamespace, collections.defaultdict, *builtins, *paths, *dates, *numpy, np.ndarray, np.dtype, *dtypes]
+    return [argparse.Namespace, types.SimpleNamespace, *paths, *dates, *numpy, np.ndarray, np.dtype, *dtypes]
 
 
 def _without_prefixes(path: Path, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

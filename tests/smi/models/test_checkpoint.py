@@ -48,7 +48,7 @@ VALUES = {
     "NumPy's numbers": {"best": np.float64(0.5), "epoch": np.int64(3), "done": np.bool_(True)},
     "an array": np.arange(3.0),
     "a date": datetime.datetime(2024, 1, 2),
-    "a defaultdict": collections.defaultdict(list, a=[1]),
+    "a counter": collections.Counter(a=1),
     "an optimiser": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]},
 }
 
