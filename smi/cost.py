@@ -13,10 +13,10 @@ from .engine import Mode
 from .errors import InputError
 from .inversion.memory_estimate import step_memory
 from .inversion.methods import COMPARED
-from .inversion.prepare import check_whole
 from .inversion.schedules import Schedule, make_schedule
 from .models.by_name import EMBEDDED, load_model
 from .models.vit import Block, ViT, describe
+from .plain import whole
 
 PUBLISHED_FACTOR = 384  # forward and twice that for the backward pass, times a batch of 128
 NORM_OPS = 4  # per element, in the published rule
@@ -102,7 +102,7 @@ def theorem(num_patches: int, embed_dim: int, division: int) -> Theorem:
 
 def cost_table(model: str, image_size: tuple[int, int] | None, method: str | None, iterations: int, batch_size: int, options: dict) -> dict:
     """FLOPs and memory of the methods on a model, without building its weights."""
-    check_whole("batch-size", batch_size, 1)
+    batch_size = whole(1)("batch-size", batch_size)
     if method is None and any(value is not None for value in options.values()):
         raise InputError("the options of a schedule need --method")
     if model == EMBEDDED:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
+from .models.view import View
 from .models.vit import ViT, describe
+from .plain import whole
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}  # and how files and folders name them
 CIFAR10_VARIABLE = "SMI_CIFAR10"  # where the name cifar10 finds its data
@@ -39,7 +40,7 @@ class Sizes:
     mean: tuple[float, ...]  # of the training images, per channel, as fractions of white
     std: tuple[float, ...]
     num_classes: int | None = None  # None: any
-    crop: float = 1.0  # of the shorter side of a larger picture, what the model sees
+    view: View = View()  # what of a picture the model sees
 
     @staticmethod
     def of(model: "nn.Module | ViT | Sizes") -> "Sizes":
@@ -47,21 +48,23 @@ class Sizes:
         if isinstance(model, Sizes):
             return model
         vit = model if isinstance(model, ViT) else describe(model)
-        crop = (getattr(model, "pretrained_cfg", None) or {}).get("crop_pct") or 1.0
-        return Sizes(vit.channels, vit.image_size, vit.mean, vit.std, vit.num_classes, crop)
+        return Sizes(vit.channels, vit.image_size, vit.mean, vit.std, vit.num_classes, vit.view)
+
+    def record(self) -> dict[str, Any]:
+        """How pictures are made ready, for the record of a result, as JSON."""
+        return {"image_size": list(self.image_size), "mean": list(self.mean), "std": list(self.std), **self.view.cfg()}
 
 
 def load(source: str | Path, model: nn.Module | ViT | Sizes, split: str = "test", limit: int | None = None) -> tuple[Tensor, Tensor]:
     """Normalised images float32 [N, C, H, W] and labels int64 [N] of one split, "train" or "test", on the CPU, as `model` takes them.
 
     source: "digits", "cifar10" or a path, as above. limit: at most this many images, the first ones (class folders take turns). Smaller pictures are
-    enlarged; of larger ones the short side is scaled to the model's over its crop_pct and the middle is cut out. Raises InputError for data that is
-    missing, empty, unlabelled, not readable, or labelled with what is no class of the model.
+    enlarged; larger ones are scaled and cut as the model's `pretrained_cfg` says (crop_pct, crop_mode, interpolation). Raises InputError for data
+    that is missing, empty, unlabelled, not readable, or labelled with what is no class of the model.
     """
     if split not in SPLITS:
         raise InputError(f"split must be {' or '.join(SPLITS)}, got '{split}'")
-    if limit is not None and limit < 1:
-        raise InputError(f"limit must be at least 1 image, got {limit}")
+    limit = None if limit is None else whole(1)("limit", limit)
     sizes = Sizes.of(model)
     images, labels = [], []
     for image, label in islice(_source(source, split), limit):
@@ -70,6 +73,8 @@ def load(source: str | Path, model: nn.Module | ViT | Sizes, split: str = "test"
     if not images:
         raise InputError(f"{source} holds no labelled images of the {split} split")
     targets = torch.tensor(labels)
+    if int(targets.min()) < 0:
+        raise InputError(f"{source} has labels from {int(targets.min())}: its {split} split is not labelled")
     if sizes.num_classes is not None and not 0 <= int(targets.min()) <= int(targets.max()) < sizes.num_classes:
         given = f"{source} has labels from {int(targets.min())} to {int(targets.max())}"
         raise InputError(f"{given}, but the model has {sizes.num_classes} classes: 0 to {sizes.num_classes - 1}")
@@ -82,21 +87,9 @@ def fit(image: Tensor, sizes: Sizes) -> Tensor:
         if 1 not in (image.shape[0], sizes.channels):
             raise InputError(f"images have {image.shape[0]} channels, but the model takes {sizes.channels}")
         image = image.expand(sizes.channels, -1, -1) if image.shape[0] == 1 else image.mean(0, keepdim=True)
-    if tuple(image.shape[1:]) != sizes.image_size:
-        image = _resize(image, sizes)
+    image = sizes.view.scale(image, sizes.image_size, sizes.mean)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (sizes.mean, sizes.std))
     return (image - mean) / std
-
-
-def _resize(image: Tensor, sizes: Sizes) -> Tensor:
-    (height, width), (h, w) = image.shape[1:], sizes.image_size
-    scale = max(h / height, w / width)
-    if scale < 1:
-        scale /= sizes.crop
-    rows, columns = max(h, round(height * scale)), max(w, round(width * scale))
-    image = F.interpolate(image[None], size=(rows, columns), mode="bicubic", antialias=True, align_corners=False)[0].clamp(0, 1)
-    top, left = (rows - h) // 2, (columns - w) // 2
-    return image[:, top : top + h, left : left + w]
 
 
 def _source(data: str | Path, split: str) -> Iterator[Pair]:
@@ -112,9 +105,10 @@ def _source(data: str | Path, split: str) -> Iterator[Pair]:
         return _parquet([path])
     if not path.is_dir():
         raise InputError(f"no labelled images at '{data}': give digits, cifar10, a Parquet file, or a folder with one folder of pictures per class")
-    files = sorted(file for name in SPLITS[split] for file in path.glob(f"{name}*.parquet"))
-    if files:
-        return _parquet(files)
+    for name in SPLITS[split]:
+        files = sorted(file for file in path.glob(f"{name}*.parquet") if not file.stem.removeprefix(name)[:1].isalpha())
+        if files:
+            return _parquet(files)
     if path.name == TORCHVISION_CIFAR10 or (path / TORCHVISION_CIFAR10).is_dir():
         return _torchvision_cifar10(path.parent if path.name == TORCHVISION_CIFAR10 else path, split)
     return _class_folders(path, split)
@@ -151,7 +145,9 @@ def _parquet(files: list[Path]) -> Iterator[Pair]:
                 for picture, target in zip(batch[image].to_pylist(), batch[label].to_pylist(), strict=True):
                     if target is None:
                         raise InputError(f"{file} holds an image without a label")
-                    yield _to_tensor(Image.open(io.BytesIO(picture["bytes"] if isinstance(picture, dict) else picture))), int(target)
+                    if isinstance(target, bool) or not isinstance(target, int):
+                        raise InputError(f"{file} must have whole numbers as labels, it has {type(target).__name__} {target!r:.50}")
+                    yield _to_tensor(Image.open(io.BytesIO(picture["bytes"] if isinstance(picture, dict) else picture))), target
         except InputError:
             raise
         except Exception as error:  # Arrow's readers and Pillow's fail in many ways
@@ -182,10 +178,15 @@ def _class_folders(path: Path, split: str) -> Iterator[Pair]:
         raise InputError(f"{folder} holds {found}: put those of each class in a folder of its own")
     numbered = all(entry.name.isascii() and entry.name.isdecimal() for entry in classes)
     classes = sorted(classes, key=lambda entry: int(entry.name)) if numbered else classes
-    files = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in PICTURES) for entry in classes]
+    files = [sorted(file for file in entry.rglob("*") if file.suffix.lower() in PICTURES and not _hidden(file, entry)) for entry in classes]
     labels = [int(entry.name) for entry in classes] if numbered else list(range(len(classes)))
     for turn in zip_longest(*files):
         yield from ((_open(file), label) for file, label in zip(turn, labels, strict=True) if file is not None)
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    """Whether a file or a folder above it, within `folder`, is hidden: previews, and what another system leaves beside a picture."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _open(path: Path) -> Tensor:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from .errors import InputError
 from .images.patches import from_patches
 from .images.readers import Reader, logits, make_reader
-from .images.sparse_images import SparseImages
+from .images.sparse_images import SparseImages, check_labels
 from .models.unwrap import holds_vit, peel
 from .models.vit import describe_weights
+from .plain import whole
 from .random_streams import generator
 from .surroundings import at_the_door, evaluating
 
@@ -81,6 +82,7 @@ def evaluate(
     real: images [N, C, H, W], normalised as the synthetic ones, and labels [N]. seed: of the random patches. device: None: the model's.
     Raises InputError where a model or the real images do not fit the images.
     """
+    seed = whole()("seed", seed)
     device = _device_of(model) if device is None else torch.device(device)
     if holds_vit(model):
         describe_weights(model)  # what the images were made from is supported, or it is another model
@@ -136,6 +138,7 @@ def likeness(images: SparseImages, real: Tensor, labels: Tensor, most: int = COM
 
     if not len(real) or len(real) != len(labels):
         raise InputError(f"real images need as many labels, at least one, got {len(real)} images and {len(labels)} labels")
+    check_labels("the real images' labels", labels)
     wanted = (images.patches.shape[2], *images.image_size)
     if tuple(real.shape[1:]) != wanted:
         raise InputError(f"real images must be {list(wanted)} like the synthetic ones, got {list(real.shape[1:])}")

@@ -5,7 +5,7 @@ import json
 import click
 
 from ..console import print_table
-from ..datasets import load
+from ..datasets import Sizes, load
 from ..evaluate import evaluate
 from ..images.sparse_images import SparseImages
 from ..models.by_name import load_model
@@ -29,9 +29,11 @@ def command(folder, model, image_size, checkpoint, random_weights, mean, std, ve
     images = SparseImages.load(folder)
     teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
     other = None if verifier is None else load_model(verifier, checkpoint=verifier_checkpoint)
-    real = None if against is None else load(against, describe(teacher, mean=mean, std=std), "test")
+    sizes = None if against is None else Sizes.of(describe(teacher, mean=mean, std=std))
+    real = None if against is None or sizes is None else load(against, sizes, "test")
     result = evaluate(images, teacher, verifier=other, real=real, seed=seed)
-    print(json.dumps(result.record())) if as_json else print_evaluation(result, folder)
+    about = {} if sizes is None else {"against": {"data": against, "preprocessing": sizes.record()}}
+    print(json.dumps({**result.record(), **about})) if as_json else print_evaluation(result, folder)
 
 
 def print_evaluation(result, folder) -> None:

@@ -62,15 +62,20 @@ def run_quantize(
     """
     if output is not None:
         output_folder(output, force)
-    real = None if evaluation is None else datasets.load(evaluation, _described(model, mean, std), "test")
-    given = calibration_images(model, images, num_images, mean, std)
+    pictures = evaluation is not None or not _are_sparse(images)
+    sizes = datasets.Sizes.of(describe(model, mean=mean, std=std)) if pictures else None
+    real = None if evaluation is None or sizes is None else datasets.load(evaluation, sizes, "test")
+    given = calibration_images(images, num_images, sizes)
     simulated = quantize(model, given, **recipe)
     widths = simulated.facts.recipe
     int8 = simulated.int8() if (widths.weight_bits, widths.activation_bits, widths.attention) == (8, 8, False) else None
     result = {"model": simulated.facts.name, "widths": str(widths), "calibration_images": len(given), "images": images}
     if real is not None:
         rows = {"full_precision": model, "simulated": simulated, **({} if int8 is None else {"int8": int8})}
-        result["evaluation"] = {"data": evaluation, "images": len(real[0]), **{name: accuracy(part, *real) for name, part in rows.items()}}
+        accuracies = {name: accuracy(part, *real) for name, part in rows.items()}
+        result["evaluation"] = {"data": evaluation, "images": len(real[0]), **accuracies}
+    if sizes is not None:
+        result["preprocessing"] = sizes.record()
     if int8 is not None:
         result["int8_weight_bits_here"] = 7 if products_saturate() else 8
     if output is not None:
@@ -79,17 +84,17 @@ def run_quantize(
     return result
 
 
-def calibration_images(model: nn.Module, source: str, limit: int | None, mean=None, std=None) -> Images:
+def calibration_images(source: str, limit: int | None, sizes: datasets.Sizes | None) -> Images:
     """Sparse images from their folder, or the training split of a data set that `datasets.load` knows."""
     if limit is not None and limit < 1:
         raise InputError(f"num-images must be at least 1, got {limit}")
-    if (Path(source) / MANIFEST).is_file():
+    if sizes is None or _are_sparse(source):
         return SparseImages.load(source)[:limit]
-    return datasets.load(source, _described(model, mean, std), "train", limit)[0]
+    return datasets.load(source, sizes, "train", limit)[0]
 
 
-def _described(model: nn.Module, mean, std):
-    return model if mean is None and std is None else describe(model, mean=mean, std=std)
+def _are_sparse(source: str) -> bool:
+    return (Path(source) / MANIFEST).is_file()
 
 
 def print_quantized(result: dict) -> None:

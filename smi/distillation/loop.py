@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, RunError
 from ..images.readers import Reader, logits, make_reader
+from ..images.sparse_images import check_labels
 from ..models.folder import load_weights
 from ..models.unwrap import peel
 from ..models.vit import describe, describe_weights
@@ -150,10 +151,7 @@ class _Distillation:
         images, labels = self.evaluation
         if not len(images) or len(images) != len(labels):
             raise InputError(f"evaluation needs as many labels as images, at least one of each, got {len(images)} images and {len(labels)} labels")
-        if int(labels.min()) < 0 or int(labels.max()) >= self.read_student.num_classes:
-            raise InputError(
-                f"evaluation labels must lie from 0 to {self.read_student.num_classes - 1}, got {int(labels.min())} to {int(labels.max())}"
-            )
+        check_labels("evaluation labels", labels, self.read_student.num_classes)
         try:
             self._accuracy(self.evaluation, limit=1)
         except (RuntimeError, AssertionError, ValueError) as error:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..images.sparse_images import SparseImages
 from ..inversion.loop import invert
+from ..plain import for_json, whole
 from ..random_streams import generator
 
 POOL = re.compile(r"pool-[0-9]{6,}")  # folders of saved rounds
@@ -90,8 +91,9 @@ class Inversion:
     """A source of images: round k inverts the model with seed + k and these settings of `smi.invert`."""
 
     def __init__(self, model: nn.Module, *, seed: int = 0, **settings: Any) -> None:
-        self.model, self.seed, self.settings = model, seed, settings
-        self.about = {"seed": seed, **{name: value for name, value in settings.items() if isinstance(value, str | int | float | list)}}
+        self.model, self.seed, self.settings = model, whole()("seed", seed), settings
+        plain = {name: for_json(value) for name, value in settings.items() if not callable(value)}
+        self.about = {"seed": self.seed, **{name: value for name, value in plain.items() if isinstance(value, str | int | float | list)}}
 
     def __call__(self, number: int) -> SparseImages:
         return invert(self.model, seed=self.seed + number, **self.settings)

@@ -1,12 +1,26 @@
 """The settings of a distillation: optimisers as presets, everything checked before anything is made."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 from torch import nn
 
 from ..errors import InputError
+from ..plain import Take, flag, one_of, real, whole
+
+POSITIVE = real("positive and finite", lambda value: value > 0)
+PART = real("a number from 0 up to 1", lambda value: 0 <= value < 1)
+TAKES: dict[str, Take] = {
+    **dict.fromkeys(("steps", "batch_size", "eval_every", "patience", "refresh_every"), whole(1)),
+    **dict.fromkeys(("lr", "temperature", "clip"), POSITIVE),
+    **dict.fromkeys(("holdout", "patch_dropout", "warmup", "momentum"), PART),
+    **dict.fromkeys(("cosine", "head_only", "flip"), flag),
+    "weight_decay": real("a finite number of at least 0", lambda value: value >= 0),
+    "roll": whole(),
+    "seed": whole(0, 2**63 - 1),
+    "optimiser": one_of(("sgd", "adamw")),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,13 @@ class Settings:
     refresh_every: int | None = None  # steps; None: the images are made once
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Make plain numbers of all; raises InputError for values that make no sense."""
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not (value is None and each.default is None):
+                object.__setattr__(self, each.name, TAKES[each.name](each.name, value))
+
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         up = min(1.0, (step + 1) / (self.warmup * self.steps)) if self.warmup else 1.0
@@ -47,32 +68,12 @@ PRESETS = {
 
 def make_settings(preset: str, options: dict) -> Settings:
     """A preset with its options replaced. Raises InputError for an unknown preset or option and for values that make no sense."""
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise InputError(f"unknown preset '{preset}': it must be {' or '.join(PRESETS)}")
     unknown = sorted(options.keys() - asdict(PRESETS[preset]).keys())
     if unknown:
         raise InputError(f"distill does not take {', '.join(unknown)}")
-    made = replace(PRESETS[preset], **options)
-    for name in ("steps", "batch_size", "eval_every", "patience", "refresh_every"):
-        value = getattr(made, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise InputError(f"{name} must be a whole number of at least 1, got {value}")
-    if not (isinstance(made.seed, int) and made.seed >= 0):
-        raise InputError(f"seed must be a whole number of at least 0, got {made.seed}")
-    for name in ("lr", "temperature", "clip"):
-        value = getattr(made, name)
-        if not (name == "clip" and value is None or 0 < value < math.inf):
-            raise InputError(f"{name} must be positive, got {value}")
-    if not 0 <= made.weight_decay < math.inf:
-        raise InputError(f"weight_decay must be at least 0, got {made.weight_decay}")
-    for name in ("holdout", "patch_dropout", "warmup", "momentum"):
-        if not 0 <= getattr(made, name) < 1:
-            raise InputError(f"{name} must lie from 0 up to 1, got {getattr(made, name)}")
-    if made.roll is not None and made.roll < 0:
-        raise InputError(f"roll must be at least 0 pixels, got {made.roll}")
-    if made.optimiser not in ("sgd", "adamw"):
-        raise InputError(f"unknown optimiser '{made.optimiser}': it must be sgd or adamw")
-    return made
+    return replace(PRESETS[preset], **options)
 
 
 def make_optimiser(student: nn.Module, settings: Settings) -> torch.optim.Optimizer:

@@ -57,7 +57,7 @@ def small_student(teacher: nn.Module, seed: int = 0, **options: Any) -> nn.Modul
     given: dict[str, Any] = {"img_size": vit.image_size, "patch_size": vit.patch_size, "in_chans": vit.channels, "num_classes": vit.num_classes}
     with _seeded(seed):
         student: Any = VisionTransformer(**{**given, **SMALL, **options})
-    student.pretrained_cfg = {"architecture": "small", "mean": vit.mean, "std": vit.std, "flip": vit.flip}
+    student.pretrained_cfg = {"architecture": "small", "mean": vit.mean, "std": vit.std, "flip": vit.flip, **vit.view.cfg()}
     return student.eval()
 
 
@@ -105,5 +105,5 @@ def _untrained(name: str, teacher: nn.Module) -> nn.Module:
     except (AssertionError, RuntimeError, ValueError) as error:
         raise InputError(f"the student {name} cannot take images of {vit.image_size}: {error}") from error
     cfg = student.pretrained_cfg
-    student.pretrained_cfg = {"architecture": cfg.get("architecture", name), "mean": vit.mean, "std": vit.std, "flip": vit.flip}
+    student.pretrained_cfg = {"architecture": cfg.get("architecture", name), "mean": vit.mean, "std": vit.std, "flip": vit.flip, **vit.view.cfg()}
     return student.eval()

@@ -7,6 +7,7 @@ from ..engine import forward_patches
 from ..errors import InputError
 from ..kernels.attention import attention
 from ..models.vit import describe_weights
+from ..plain import whole
 from ..surroundings import neutral
 from .sparse_images import SparseImages
 
@@ -18,6 +19,7 @@ def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor
     enabled the logits are differentiable in the model's weights and in the patches. Dropout and stochastic depth are off. Raises InputError where the
     patches do not fit the model. A model that normalises its pixels itself reads patches that are normalised as it does.
     """
+    batch_size = whole(1)("batch_size", batch_size)
     with neutral(grad=None):
         return _forward_sparse(model, images, batch_size)
 

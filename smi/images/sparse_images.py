@@ -191,6 +191,14 @@ def rows_of_index(which: Any, count: int) -> slice | Tensor:
     return rows.long() % count if count else rows.long()
 
 
+def check_labels(name: str, labels: Tensor, classes: int | None = None) -> None:
+    """Raise InputError unless labels [N] are whole numbers from 0 to `classes` - 1."""
+    least, most = (int(labels.min()), int(labels.max())) if labels.numel() and labels.dtype in WHOLE else (0, 0)
+    if labels.dtype not in WHOLE or least < 0 or (classes is not None and most >= classes):
+        upper = "at least 0" if classes is None else f"0 to {classes - 1}"
+        raise InputError(f"{name} must be whole numbers of {upper}, got {str(labels.dtype).removeprefix('torch.')} from {least} to {most}")
+
+
 def _least(values: Tensor) -> str:
     return f" with {int(values.min())}" if values.dtype in WHOLE and values.numel() else ""
 

@@ -22,7 +22,7 @@ from ..surroundings import at_the_door, door
 from . import importance
 from .graph import Runner
 from .memory_estimate import out_of_memory, ran_out
-from .prepare import check_whole, prepare
+from .prepare import prepare
 from .progress import Iteration, show_progress
 from .run import Run
 from .schedules import Event
@@ -40,7 +40,6 @@ def invert(model: nn.Module, settings: InvertSettings) -> SparseImages:
 
     Raises InputError for what cannot be done, RunError where a run fails.
     """
-    check_whole("snapshots", settings.snapshots, 0)
     run = prepare(model, settings)
     writer = None if settings.output is None else Writer(settings.output, force=settings.force)
     recorder = Recorder(run, settings.snapshots) if writer is not None and settings.snapshots and run.schedule.iterations else None

@@ -1,8 +1,8 @@
 """From settings to a run: each setting checked, None replaced by what it stands for, everything that is drawn drawn from the seed."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from ..engine import Fused
 from ..errors import InputError
 from ..models.proof import refuse_nan
 from ..models.vit import ViT, describe
+from ..plain import shown, whole
 from ..random_streams import generator
 from . import augmentation, importance, psaq
 from .losses import TV_WEIGHT, Loss, default_losses, needs_attention_outputs
@@ -18,9 +19,7 @@ from .memory_estimate import check_memory, chunk_of
 from .run import Run, provenance_of
 from .schedules import METHODS, Schedule, make_schedule
 from .settings import PRESETS, Preset, Settings
-from .step import UPDATES
 
-MOST = 10**9  # of anything counted
 DTYPES = {"fused": ("auto", "float32", "bfloat16", "float16"), "reference": ("auto", "float32", "float64")}  # by engine
 
 
@@ -29,7 +28,7 @@ def prepare(model: nn.Module, settings: Settings) -> Run:
     does not suffice."""
     preset = PRESETS.get(settings.method or "", Preset())
     settings = _completed(settings, preset)
-    check_settings(settings, least_iterations=min(preset.iterations, 1))
+    whole(min(preset.iterations, 1))("iterations", settings.iterations)
     losses = _losses(settings)
     settings = replace(settings, engine=_engine(settings, losses))
     double = settings.dtype == "float64"
@@ -75,7 +74,7 @@ def _completed(settings: Settings, preset: Preset) -> Settings:
     iterations, losses, tv_weight = settings.iterations, settings.losses, settings.tv_weight
     if iterations is None:
         iterations = preset.iterations if settings.schedule is None else getattr(settings.schedule, "iterations", Preset.iterations)
-    if losses is not None and not losses:
+    if losses is not None and not len(losses):
         raise InputError("losses must hold at least one function, or be None for the method's own")
     losses = preset.losses if losses is None else losses
     if losses != "default" and tv_weight is not None:
@@ -86,31 +85,6 @@ def _completed(settings: Settings, preset: Preset) -> Settings:
         tv_weight = TV_WEIGHT
     lr, betas = preset.lr if settings.lr is None else settings.lr, preset.betas if settings.betas is None else settings.betas
     return replace(settings, iterations=iterations, losses=losses, tv_weight=tv_weight, lr=lr, betas=betas)
-
-
-def check_settings(settings: Settings, least_iterations: int = 1) -> None:
-    """Raise InputError for a setting that is out of its range whatever the model."""
-    check_whole("num_images", settings.num_images, 1)
-    check_whole("batch_size", settings.batch_size, 1)
-    check_whole("seed", settings.seed, 0)
-    check_whole("iterations", settings.iterations, least_iterations)
-    jitter, lr, betas, tv_weight, limit = settings.jitter, settings.lr, settings.betas, settings.tv_weight, settings.max_memory
-    if jitter is not None and (isinstance(jitter, bool) or not isinstance(jitter, int) or jitter < 0):
-        raise InputError(f"jitter must be a whole number of pixels of at least 0, got {jitter}")
-    if not lr > 0 or not all(0 <= beta < 1 for beta in betas):  # type: ignore[operator,union-attr]  # completed
-        raise InputError(f"lr must be positive and both betas from 0 up to 1, got {lr} and {betas}")
-    if tv_weight is not None and not 0 <= tv_weight < math.inf:
-        raise InputError(f"tv_weight must be a finite number of at least 0, got {tv_weight}")
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not 0 < limit < math.inf):
-        raise InputError(f"max_memory must be a positive number of GiB, got {limit}")
-    if settings.update not in UPDATES:
-        raise InputError(f"update must be {' or '.join(UPDATES)}, got '{settings.update}'")
-
-
-def check_whole(name: str, value: object, least: int) -> None:
-    """Raise InputError where a count is no whole number from `least` to MOST."""
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= MOST:
-        raise InputError(f"{name} must be a whole number from {least} to {MOST}, got {value}")
 
 
 def _check_init(init: Tensor | None, shape: tuple[int, ...]) -> None:
@@ -194,17 +168,12 @@ def _augmentation(settings: Settings, preset: Preset, schedule: Schedule, vit: V
     return augmentation.hold_still(table, schedule.still_iterations())
 
 
-def _labels(labels: Sequence[int] | Tensor | None, trajectories: int, classes: int, seed: int) -> Tensor:
+def _labels(labels: Any, trajectories: int, classes: int, seed: int) -> Tensor:
     if labels is None:
         return torch.randint(classes, (trajectories,), generator=generator(seed, "labels"))
-    try:
-        given = torch.as_tensor(labels).flatten().cpu()
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InputError(f"labels must be whole numbers from 0 to {classes - 1}, got {labels!r:.100}") from error
-    if not len(given):
+    if not len(labels):
         raise InputError("labels must name at least one class, or be None to draw them")
-    if given.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64) or not 0 <= int(given.min()) <= int(given.max()) < classes:
-        raise InputError(
-            f"labels must be whole numbers from 0 to {classes - 1}, because the model has {classes} classes, got {sorted(set(given.tolist()))[:10]}"
-        )
-    return given.long()[torch.arange(trajectories) % len(given)]
+    if not 0 <= min(labels) <= max(labels) < classes:
+        unknown = shown(sorted({label for label in labels if not 0 <= label < classes}))
+        raise InputError(f"labels must be whole numbers from 0 to {classes - 1}, because the model has {classes} classes, got {unknown}")
+    return torch.tensor(labels)[torch.arange(trajectories) % len(labels)]

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..engine import Fused
 from ..kernels.versions import backend
 from ..models.vit import ViT
+from ..plain import for_json
 from ..random_streams import generator
 from ..version import __version__
 from .importance import Snapshot
@@ -56,7 +57,7 @@ def provenance_of(run: Run) -> dict[str, Any]:
     import timm  # slow: it brings torchvision
 
     recorded = {each.name: each.metadata["recorded"] for each in fields(Settings) if each.metadata["recorded"]}
-    return {
+    about = {
         **{name: record(getattr(run.settings, name)) for name, record in recorded.items()},
         "model": run.vit.name,
         "weights_sha256": run.vit.weight_hash(),
@@ -67,3 +68,4 @@ def provenance_of(run: Run) -> dict[str, Any]:
         "versions": {"smi": __version__, "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
+    return for_json(about)

@@ -5,11 +5,12 @@ What is still active at the end is always emitted.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
+from ..plain import whole
 
 PUBLISHED_ITERATIONS = 4000
 SMI_PRUNE_AT = (50, 100, 200, 300)  # of 4000 iterations
@@ -25,6 +26,10 @@ class Event:
     count: int  # patches
     which: str  # "lowest" or "highest" importance
     fate: str  # "drop" or "emit"
+
+    def __post_init__(self) -> None:
+        for name, take in (("iteration", whole()), ("count", whole())):
+            object.__setattr__(self, name, take(f"an event's {name}", getattr(self, name)))
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,15 @@ class Schedule:
     events: tuple[Event, ...] = ()
 
     def __post_init__(self) -> None:
+        events = tuple(self.events) if isinstance(self.events, Iterable) else (self.events,)
+        if not all(isinstance(event, Event) for event in events):
+            raise InputError("a schedule's events must be a sequence of smi.Event")
+        for name, value in (
+            ("num_patches", whole(1)("num_patches", self.num_patches)),
+            ("iterations", whole()("iterations", self.iterations)),
+            ("events", events),
+        ):
+            object.__setattr__(self, name, value)
         if self.iterations < (1 if self.events else 0):
             raise InputError(f"iterations must be at least {1 if self.events else 0}, got {self.iterations}")
         active, last, sizes = self.num_patches, 0, set()

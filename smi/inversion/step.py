@@ -14,8 +14,6 @@ from ..kernels.image_step import image_step, tv_norms
 from ..models.vit import ViT
 from .losses import Loss, cross_entropy, needs_attention_outputs, total
 
-UPDATES = ("active", "all")
-
 
 class Step:
     """Call `run` once an iteration. images [B, C, H, W] and the moments are updated in place; `output` is the pass that the update came from.
@@ -42,8 +40,6 @@ class Step:
         update: str = "active",
         chunk: int | None = None,
     ):
-        if update not in UPDATES:
-            raise InputError(f"update must be {' or '.join(UPDATES)}, got '{update}'")
         self.engine: Any = engine
         self.fused = isinstance(engine, Fused)
         self.vit: ViT = engine.vit if isinstance(engine, Fused) else engine

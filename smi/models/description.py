@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .view import View
+
 
 @dataclass(frozen=True, eq=False)
 class Linear:
@@ -75,6 +77,7 @@ class ViT:
     std: tuple[float, ...]
     flip: bool  # whether a mirror image keeps its class
     normalises: bool = False  # whether the model takes fractions of white and normalises them itself
+    view: View = View()  # what of a picture it sees
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from .vit import ViT, describe_weights
 
 FORMAT = "smi.model/1"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
-STATISTICS = ("architecture", "mean", "std", "flip", "crop_pct")  # what is saved of timm's pretrained_cfg
+STATISTICS = ("architecture", "mean", "std", "flip", "crop_pct", "crop_mode", "interpolation")  # what is saved of timm's pretrained_cfg
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}  # kernels.linear_gelu's names in timm's registry
 
 
@@ -175,5 +175,6 @@ def _shapes(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_shapes, value))
     if is_dataclass(value):
-        return {field.name: _shapes(getattr(value, field.name)) for field in fields(value) if not (isinstance(value, ViT) and field.name == "name")}
+        apart = ("name", "view") if isinstance(value, ViT) else ()  # of the images, not of the computation
+        return {field.name: _shapes(getattr(value, field.name)) for field in fields(value) if field.name not in apart}
     return value

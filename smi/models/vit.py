@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..plain import real, several
 from ..surroundings import neutral, seeded
 from .activations import name_of
 from .description import Block, Linear, Norm, ViT
 from .proof import prove
-from .unwrap import find_vit
+from .unwrap import find_vit, peel
+from .view import View, refuse_torchvision
 
 __all__ = ["Block", "Linear", "Norm", "ViT", "describe", "describe_weights"]
 
@@ -48,6 +50,7 @@ def describe(
 
 def describe_weights(model: nn.Module, *, flip: bool | None = None, frozen: bool = True) -> ViT:
     """The same for images that come normalised: mean and std are empty where nothing tells them."""
+    refuse_torchvision(peel(model))
     found = find_vit(model)
     cfg = getattr(found.vit, "pretrained_cfg", None) or {}
     name = cfg.get("architecture") or type(found.vit).__name__
@@ -57,7 +60,7 @@ def describe_weights(model: nn.Module, *, flip: bool | None = None, frozen: bool
         front = prove(found, vit, lambda module: _described(module, name, flip=flip, frozen=frozen), frozen=frozen)
         vit = _described(found.vit, name, flip=flip, frozen=frozen)  # as the weights are now
     mean, std = (cfg.get("mean"), cfg.get("std")) if front is None else front
-    return replace(vit, mean=tuple(mean or ()), std=tuple(std or ()), normalises=front is not None)
+    return replace(vit, mean=tuple(mean or ()), std=tuple(std or ()), normalises=front is not None, view=View.of(cfg))
 
 
 def _described(model: Any, name: str, *, flip: bool, frozen: bool) -> ViT:
@@ -210,6 +213,4 @@ def _statistics(channels: int, mean: Any, std: Any) -> tuple[tuple[float, ...], 
         if values is None or len(values) != channels:
             given = "no" if values is None else len(values)
             raise InputError(f"the model has {channels} channels, but {given} values of {name} are known: pass {name}= with {channels} values")
-    if min(std) <= 0:
-        raise InputError(f"std must be positive, got {tuple(std)}")
-    return tuple(map(float, mean)), tuple(map(float, std))
+    return several(real())("mean", mean), several(real("positive", lambda value: value > 0))("std", std)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..images.patches import to_patches
-from ..images.sparse_images import SparseImages
+from ..images.sparse_images import SparseImages, check_labels
 from ..models.vit import ViT
 from ..plain import real, several, whole, word
 from .recipe import Recipe
@@ -175,6 +175,8 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     """Fraction of normalised images [N, C, H, W] that a model, quantised or not, assigns to their labels [N]."""
     if not len(images) or len(images) != len(labels):
         raise InputError(f"an evaluation needs images and one label for each, got {len(images)} images and {len(labels)} labels")
+    check_labels("labels", labels)
+    batch_size = whole(1)("batch_size", batch_size)
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     with torch.no_grad():
         right = [

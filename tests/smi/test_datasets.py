@@ -1,6 +1,7 @@
 """Labelled images as a model takes them."""
 
 import io
+import json
 import os
 from pathlib import Path
 
@@ -9,8 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
+import smi
+from smi.cli.main import run
 from smi.datasets import Sizes, fit, load
+from smi.distillation import small_student
 from smi.errors import InputError
+from smi.models.by_name import load_model
+from smi.models.folder import load_model_folder, save_model
+from smi.models.view import View
+from smi.models.vit import describe
 from smi.teachers import digits
 from tests.conftest import small_vit
 
@@ -82,7 +90,7 @@ def test_pixels_in_the_models_channels_size_and_statistics():
     middle = torch.zeros(1, 16, 32)
     middle[:, :, 12:20] = 1
     assert fit(middle, Sizes(1, (8, 8), (0.0,), (1.0,)))[0, :, 3:5].min() > 0.9  # the sides are cut off, not squeezed in
-    cropped = fit(middle, Sizes(1, (8, 8), (0.0,), (1.0,), crop=0.5))
+    cropped = fit(middle, Sizes(1, (8, 8), (0.0,), (1.0,), view=View(0.5)))
     assert cropped.mean() > 0.9
 
 
@@ -120,7 +128,7 @@ def test_data_that_cannot_be_used(make, message, tmp_path, monkeypatch):
 def test_what_is_asked_for_wrongly(folder):
     with pytest.raises(InputError, match="split must be train or test, got 'dev'"):
         load(folder, PLAIN, "dev")
-    with pytest.raises(InputError, match="limit must be at least 1"):
+    with pytest.raises(InputError, match="limit must be a whole number from 1"):
         load(folder, PLAIN, limit=0)
     (folder / "cifar-10-batches-py").mkdir()
     with pytest.raises(InputError, match="no complete CIFAR-10"):
@@ -134,3 +142,163 @@ def test_real_cifar10(monkeypatch):
     assert images.shape == (300, 3, 32, 32)
     assert len(labels.unique()) == 10
     assert 0.4 < images.mean() < 0.55
+
+
+SEEN = {"crop_pct": 0.8, "crop_mode": "center", "interpolation": "bilinear"}
+
+
+@pytest.fixture
+def cropping():
+    """A ViT of 16 pixels that sees the middle of a larger picture."""
+    model = small_vit()
+    model.pretrained_cfg |= SEEN
+    return model
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in range(3):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(tmp_path / "pictures" / str(label) / "a.png")
+    return tmp_path / "pictures"
+
+
+def test_the_models_view_by_every_path(cropping, pictures, tmp_path):
+    """The model, its description, with statistics given, and a student of its kind, in memory and from a folder: the same pixels."""
+    expected, _ = load(pictures, cropping)
+    mean, std = (cropping.pretrained_cfg[name] for name in ("mean", "std"))
+    student = small_student(cropping)
+    save_model(student, tmp_path / "student")
+    given = [describe(cropping), describe(cropping, mean=mean, std=std), Sizes.of(cropping), student, load_model_folder(tmp_path / "student")]
+    assert all(torch.equal(load(pictures, each)[0], expected) for each in given)
+    plain = small_vit()
+    assert not torch.equal(load(pictures, plain)[0], expected)
+    assert Sizes.of(cropping).record() == {"image_size": [16, 16], "mean": list(mean), "std": list(std), **SEEN}
+
+
+def test_commands_say_how_pictures_were_made_ready(cropping, pictures, tmp_path, capsys):
+    """evaluate --against, also with --mean and --std: the numbers of the Python interface."""
+    save_model(cropping, tmp_path / "model")
+    smi.invert(cropping, method="gaussian", num_images=3, labels=[0, 1, 2], output=tmp_path / "images", progress=False)
+    real = load(pictures, cropping)
+    expected = smi.evaluate(smi.SparseImages.load(tmp_path / "images"), cropping, real=real).record()["likeness"]
+    model = ["--model", str(tmp_path / "model"), "--json"]
+    statistics = ["--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"]
+    for options in (model, [*model, *statistics]):
+        assert run(["evaluate", str(tmp_path / "images"), "--against", str(pictures), *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["likeness"] == expected
+        assert {**SEEN, **found["against"]["preprocessing"]} == found["against"]["preprocessing"]
+
+
+@pytest.mark.slow
+def test_quantize_calibrates_with_the_models_view(cropping, pictures, tmp_path, capsys):
+    pytest.importorskip("torchao")
+    save_model(cropping, tmp_path / "model")
+    options = ["--model", str(tmp_path / "model"), "--json", "--mean", "0.5,0.4,0.3", "--std", "0.2,0.25,0.3"]
+    wanted = smi.quantize(cropping, load(pictures, cropping, "train")[0])
+    assert run(["quantize", "--images", str(pictures), "-o", str(tmp_path / "q"), "--w-bits", "4", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["preprocessing"]["crop_pct"] == 0.8
+    assert smi.load_quantized(tmp_path / "q").inputs() == wanted.inputs()
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize(("size", "crop"), [((50, 40), 0.875), ((40, 64), 1.0), ((33, 35), 0.9)])
+def test_views_are_timms(crop_mode, size, crop):
+    """Beside timm's transform of the same picture, which rounds to bytes in between."""
+    from timm.data import create_transform
+
+    smooth = np.add.outer(np.sin(np.arange(size[0]) / 6), np.cos(np.arange(size[1]) / 5)) / 4 + 0.5
+    image = Image.fromarray((255 * np.stack([smooth, smooth**2, 1 - smooth], axis=2)).astype(np.uint8))
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    timms = create_transform((3, 32, 32), interpolation="bicubic", mean=mean, std=std, crop_pct=crop, crop_mode=crop_mode)(image)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    ours = fit(pixels, Sizes(3, (32, 32), mean, std, view=View(crop, crop_mode)))
+    assert ours.shape == timms.shape
+    assert (ours - timms).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize("cfg", [{"crop_pct": 0}, {"crop_pct": None}, {}, {"crop_mode": "", "interpolation": None}], ids=str)
+def test_what_a_model_does_not_tell_of_its_view(cfg):
+    assert View.of(cfg) == View()
+
+
+@pytest.mark.parametrize(
+    ("cfg", "word"),
+    [
+        ({"crop_pct": float("nan")}, "crop_pct"),
+        ({"crop_pct": -1}, "crop_pct"),
+        ({"crop_mode": "middle"}, "crop_mode"),
+        ({"interpolation": "lanczos"}, "interpolation"),
+    ],
+)
+def test_views_that_are_not_known_are_refused_where_pictures_are_read(cfg, word, pictures):
+    model = small_vit()
+    model.pretrained_cfg |= cfg
+    assert len(smi.invert(model, method="gaussian", num_images=1, progress=False)) == 1
+    with pytest.raises(InputError, match=next(iter(cfg))):
+        load(pictures, model)
+
+
+FILES = [
+    ["validation.parquet"],
+    ["val.parquet"],
+    ["valid-00000-of-00001.parquet"],
+    ["validation-0.parquet"],
+    ["test.parquet", "validation.parquet"],
+    ["testing.parquet", "val_0.parquet"],
+]
+
+
+@pytest.mark.parametrize("names", FILES, ids=str)
+def test_a_parquet_file_is_read_once(names, tmp_path):
+    for number, name in enumerate(names):
+        parquet_file(tmp_path / name, [(number, 0), (number, 1)])
+    assert len(load(tmp_path, PLAIN)[0]) == 2
+
+
+def test_two_files_of_a_split_are_read_once_each(tmp_path):
+    for number in (1, 0):
+        parquet_file(tmp_path / f"validation-0000{number}-of-00002.parquet", [(number, number)])
+    assert load(tmp_path, PLAIN)[1].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [(-1, "split is not labelled"), (1.5, "whole numbers as labels"), (True, "whole numbers as labels"), ("ant", "whole numbers as labels")],
+)
+def test_labels_that_are_none(label, message, tmp_path):
+    parquet_file(tmp_path / "test.parquet", [(0, label)])
+    with pytest.raises(InputError, match=message):
+        load(tmp_path, Sizes(3, (8, 8), (0.0,) * 3, (1.0,) * 3))
+
+
+def test_hidden_files_are_no_pictures(folder):
+    (folder / "val" / "ant" / "._0.png").write_text("left by another system")
+    (folder / "val" / "bee" / ".previews").mkdir()
+    picture(9).save(folder / "val" / "bee" / ".previews" / "0.png")
+    assert load(folder, PLAIN)[1].bincount().tolist() == [2, 2, 2]
+
+
+IMAGENET = Path(__file__).parents[3] / "shared" / "data" / "imagenet"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not IMAGENET.is_dir(), reason="the real ImageNet teacher and images are not here (shared/data/imagenet)")
+def test_a_real_teacher_on_real_images():
+    """By every path the same, and what timm's own transform gives."""
+    from pyarrow import parquet
+    from timm.data import create_transform, resolve_model_data_config
+
+    model = load_model("deit_tiny_patch16_224", checkpoint=IMAGENET / "deit_tiny_patch16_224.safetensors")
+    images, labels = load(IMAGENET, model, limit=40)
+    assert torch.equal(load(IMAGENET, describe(model), limit=40)[0], images)
+    transform = create_transform(**resolve_model_data_config(model))
+    rows = parquet.read_table(IMAGENET / "validation.parquet").slice(0, 40).to_pylist()
+    timms = torch.stack([transform(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB")) for row in rows])
+    assert (images - timms).abs().mean() < 0.01
+    with torch.no_grad():
+        ours, theirs = ((model(each).argmax(1) == labels).sum().item() for each in (images, timms))
+    assert abs(ours - theirs) <= 2
+    assert ours >= 28

@@ -36,7 +36,7 @@ def weights(tmp_path_factory):
     torch.save({"model": {f"module.{key}": value for key, value in model.state_dict().items()}}, folder / "deit.pth")
     broken = dict(model.state_dict())
     broken["extra.weight"] = broken.pop("norm.weight")
-    broken["pos_embed"] = torch.zeros(1, 50, 192)
+    broken["pos_embed"] = torch.zeros(1, 51, 192)
     save_file(broken, folder / "misfit.safetensors")
     bad = {key: value.clone() for key, value in model.state_dict().items()}
     bad["head.weight"][0, 0] = float("nan")
@@ -110,7 +110,7 @@ def test_image_size(tmp_path):
         (["--num-images", "0"], ["num_images must be", "got 0"]),
         (["--num-images", "many"], ["many"]),
         (["--seed", "-1"], ["seed must be a whole number from 0"]),
-        (["--labels", "9" * 30], ["labels must be whole numbers from 0 to 9"]),
+        (["--labels", "9" * 30], ["labels must be whole numbers, the classes to invert"]),
         (["--num-images", "1" + "0" * 20], ["num_images must be"]),
         (["--iterations", "1" + "0" * 12], ["iterations must be"]),
         (["--image-size", "\u00b2"], ["is not a size"]),
@@ -138,7 +138,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, parts, tmp_path, c
     [
         (
             "misfit.safetensors",
-            ["does not fit", "missing norm.weight", "not in the model extra.weight", "pos_embed is (1, 50, 192) but must be (1, 197, 192)"],
+            ["does not fit", "missing norm.weight", "not in the model extra.weight", "pos_embed is (1, 51, 192) but must be (1, 197, 192)"],
         ),
         ("nan.safetensors", ["NaN", "head.weight"]),
         ("code.pth", ["cannot be read as a checkpoint of plain tensors"]),

@@ -5,6 +5,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
+import smi
 from smi.engine import forward
 from smi.errors import InputError
 from smi.models.vit import describe
@@ -94,6 +95,34 @@ def test_unsupported_models_are_refused_with_the_reason(make, reason):
         model = make()
     with pytest.raises(InputError, match=reason):
         describe(model)
+
+
+def test_torchvisions_vit_is_called_so():
+    from torchvision.models import VisionTransformer as Torchvisions
+
+    model = Torchvisions(image_size=8, patch_size=4, num_layers=1, num_heads=1, hidden_dim=8, mlp_dim=8, num_classes=2)
+    for call in (
+        describe,
+        smi.accelerate,
+        lambda model: smi.invert(model, method="dense", num_images=1),
+        lambda model: smi.datasets.load("digits", model),
+    ):
+        with pytest.raises(InputError, match="VisionTransformer of torchvision is not supported: pass timm's"):
+            call(model)
+
+
+@pytest.mark.parametrize("std", [float("nan"), float("inf"), -1.0, "1", None])
+def test_statistics_are_finite(std):
+    """From the model's own facts, and given."""
+    model = small_vit()
+    given = (0.5, 0.5, std)
+    with pytest.raises(InputError, match="std must be positive"):
+        describe(model, std=given)
+    model.pretrained_cfg["std"] = given
+    with pytest.raises(InputError, match="std must be positive"):
+        smi.invert(model, method="dense", num_images=1, progress=False)
+    with pytest.raises(InputError, match="mean must be a finite number"):
+        describe(small_vit(), mean=(0.5, 0.5, float("nan")))
 
 
 def test_statistics_must_fit_the_channels():
