@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from . import graphs
+
 
 class Quantiles(NamedTuple):
     """20, 50 and 80 % quantiles, in seconds."""
@@ -30,17 +32,7 @@ def captured(run: Callable[[], object], device: torch.device) -> Callable[[], ob
         for _ in range(3):
             run()
         return run
-    with torch.cuda.device(device):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            run()
-    return graph.replay
+    return graphs.capture(run, device, warm_up=3).replay
 
 
 def elapsed(run: Callable[[], object], device: torch.device, repeats: int = 1, before: Callable[[], object] | None = None) -> float:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 WIDTH = 130  # characters of a line where the stream is no terminal
+BAR_EVERY = 0.2  # seconds between updates of a bar
 PLAIN_EVERY = 10.0  # seconds between lines of progress where stderr is no terminal
 
 

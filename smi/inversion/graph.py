@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..kernels import graphs
 from .step import Step, is_standard
 
 WARM_UP = 2  # updates before the capture: kernels compile, workspaces are made
@@ -33,16 +34,9 @@ class Runner:
 def _captured(runner: Runner) -> torch.cuda.CUDAGraph:
     """One update as a graph. What the updates of the warm-up changed is put back."""
     before = [tensor.clone() for tensor in runner.state()]
-    with torch.cuda.device(runner.at.device):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                runner.once()
-                for tensor, value in zip(runner.state(), before, strict=True):  # each time: the stage may be a single update
-                    tensor.copy_(value)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            runner.once()
-    return graph
+
+    def undo() -> None:  # after each: the stage may be a single update
+        for tensor, value in zip(runner.state(), before, strict=True):
+            tensor.copy_(value)
+
+    return graphs.capture(runner.once, runner.at.device, WARM_UP, undo)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..console import PLAIN_EVERY, make_progress_bar
+from ..console import BAR_EVERY, PLAIN_EVERY, make_progress_bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,18 +60,26 @@ def _done(at: Iteration) -> int:
 def _bar(title: str) -> Iterator[Report]:
     with make_progress_bar() as bar:
         task = bar.add_task(title, total=None, state="")
-        yield lambda at: bar.update(task, total=at.batches * at.iterations, completed=_done(at), state=_state(at))
+        yield _now_and_then(BAR_EVERY, lambda at: bar.update(task, total=at.batches * at.iterations, completed=_done(at), state=_state(at)))
 
 
 @contextmanager
 def _lines(title: str, shown: bool) -> Iterator[Report]:
+    def show(at: Iteration) -> None:
+        left = at.seconds * (at.batches * at.iterations / _done(at) - 1)
+        print(f"{title}  {_state(at)}  {left:.0f} s left", file=sys.stderr, flush=True)
+
+    yield _now_and_then(PLAIN_EVERY, show) if shown else lambda at: None
+
+
+def _now_and_then(every: float, show: Report) -> Report:
+    """`show`, at most once in `every` seconds: it reads the loss, for which the device must have made the update."""
     last = time.monotonic()
 
-    def show(at: Iteration) -> None:
+    def report(at: Iteration) -> None:
         nonlocal last
-        if shown and time.monotonic() - last >= PLAIN_EVERY:
-            last = time.monotonic()
-            left = at.seconds * (at.batches * at.iterations / _done(at) - 1)
-            print(f"{title}  {_state(at)}  {left:.0f} s left", file=sys.stderr, flush=True)
+        if time.monotonic() - last >= every:
+            show(at)
+            last = time.monotonic()  # after the wait, which is no part of the pause
 
-    yield show
+    return report
