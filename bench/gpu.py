@@ -23,7 +23,7 @@ from .measuring import record
 from .measuring.budget import Budget
 from .measuring.ceilings import measure_ceilings
 from .measuring.operations import case_rows, measure
-from .measuring.verdicts import RESERVE, chosen, verdicts
+from .measuring.verdicts import RESERVE, chosen, row, verdicts
 from .run import measure_suites
 from .tables.show import show, show_verdicts
 
@@ -59,7 +59,7 @@ def measure_operations(device: torch.device, operations: Sequence[str], seconds:
     about |= {"copy_gigabytes_per_second": ceilings.bytes / 1e9, "product_teraflops": ceilings.flops / 1e12}
     print(f"ceilings: copy {ceilings.bytes / 1e9:.0f} GB/s, bfloat16 GEMM {ceilings.flops / 1e12:.0f} TFLOP/s")
     found = verdicts(device, operations, budget)
-    record.append(path, [about | {"kind": "verdict"} | v._asdict() for v in found])
+    record.append(path, [about | row(v, device) for v in found])
     show_verdicts(found)
     left_out, compiled_already = [], set()
     for case in cases(GPU_BATCH, operations):
@@ -68,14 +68,14 @@ def measure_operations(device: torch.device, operations: Sequence[str], seconds:
             continue
         compile_it = compiled and case.operation not in compiled_already and budget.left() > RESERVE_COMPILED
         compiled_already |= {case.operation} if compile_it else set()
-        rows = case_rows(case, *measure(case, device, ceilings, compiled=compile_it), chosen(case, found))
-        record.append(path, [about | row for row in rows])
-        show(rows)
+        measured = case_rows(case, *measure(case, device, ceilings, compiled=compile_it), chosen(case, found))
+        record.append(path, [about | each for each in measured])
+        show(measured)
         torch.cuda.empty_cache()
     if left_out:
         print(f"no time left for {', '.join(left_out)}: run again with --only")
     print(f"results appended to {path}; python -m bench.tables.verified makes the table that the package ships")
-    return 0 if all(v.correct for v in found) else 1
+    return 1 if any(v.wrong for v in found) else 0
 
 
 def measure_inversions(device: torch.device, budget: Budget) -> None:

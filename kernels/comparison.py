@@ -1,10 +1,11 @@
-"""How a version is held against the reference: the error rule, on the operation's results and on its gradients.
+"""How a version is held against the reference: the error rule, on an operation's results and gradients, or on what one raw function of it returns.
 
 A version passes if its error ||out - truth|| / ||truth|| against float64 is at most twice the error that plain PyTorch makes in the same precision,
 plus the rounding of truth to that precision, and stays below BOUNDS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,10 +49,10 @@ def relative_error(out: Tensor, truth: Tensor) -> float:
     return (torch.linalg.vector_norm(out - truth) / norm if norm > 0 else torch.linalg.vector_norm(out)).item()
 
 
-def error_of(name: str, out: Tensor, plain: Tensor, truth: Tensor) -> Error:
-    """out: the version's; plain: same-precision PyTorch's; truth: float64."""
+def error_of(name: str, out: Tensor, plain: Tensor, truth: Tensor, dtype: torch.dtype | None = None) -> Error:
+    """out: the version's; plain: same-precision PyTorch's; truth: float64; dtype: of the precision, that of out by default."""
     allowed = 2 * relative_error(plain, truth) + relative_error(truth.to(out.dtype), truth)
-    return Error(name, relative_error(out, truth), min(allowed, BOUNDS[out.dtype]))
+    return Error(name, relative_error(out, truth), min(allowed, BOUNDS[dtype or out.dtype]))
 
 
 def cast(arguments: dict, dtype: torch.dtype) -> dict:
@@ -96,3 +97,47 @@ def compare(version: str, example: Example, dtype: torch.dtype) -> tuple[list[Er
             found, wanted = (f"{str(t.dtype).removeprefix('torch.')} {tuple(t.shape)}" for t in (out[name], plain[name]))
             raise AssertionError(f"{version} {name}: {found}, not {wanted}")
     return [error_of(name, out[name], plain[name], truth[name]) for name in truth], out
+
+
+@contextmanager
+def poisoned() -> Iterator[None]:
+    """Within it torch.empty and its kin return NaN (largest value for integers)."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)  # PyTorch then fills uninitialised memory
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+Comparable = Callable[[str, tuple, tuple[Tensor, ...]], tuple[Tensor, ...]]
+
+
+def compare_function(
+    operation: str, function: str, version: str, args: tuple, dtype: torch.dtype, written: tuple[int, ...] = (), comparable: Comparable | None = None
+) -> list[Error]:
+    """Errors of raw `function` in `version` on `args`, whose precision is `dtype`: of its results, or of the arguments at the places `written`, and
+    of these alone. comparable: leaves out of the results what nobody reads. Memory that the version does not write is poisoned."""
+
+    def result(version: str, args: tuple) -> tuple[Tensor, ...]:
+        args = tuple(arg.clone() if i in written else arg for i, arg in enumerate(args))
+        returned = as_tuple(getattr(versions.load(operation, version), function)(*args))
+        found = tuple(args[i] for i in written) or returned
+        return comparable(function, args, found) if comparable else found
+
+    truth = result("reference", _in_dtype(args, torch.float64))
+    with same_precision():
+        plain = result("reference", _in_dtype(args, dtype))
+    with poisoned():
+        out = result(version, args)
+    for i, (mine, wanted) in enumerate(zip(out, truth, strict=True)):
+        if mine.shape != wanted.shape:
+            raise AssertionError(f"{version} out{i}: {tuple(mine.shape)}, not {tuple(wanted.shape)}")
+    return [error_of(f"out{i}", *sides, dtype) for i, sides in enumerate(zip(out, plain, truth, strict=True))]
+
+
+def _in_dtype(args: tuple, dtype: torch.dtype) -> tuple:
+    """Floating-point tensors, and dtypes, among args in `dtype`."""
+    return tuple(
+        dtype if isinstance(arg, torch.dtype) else arg.to(dtype) if isinstance(arg, Tensor) and arg.is_floating_point() else arg for arg in args
+    )

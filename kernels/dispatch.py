@@ -5,7 +5,7 @@
 operations written in it and Triton for the others. A version that is named and cannot run raises BackendUnavailable: nothing falls back silently.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache
 from typing import NamedTuple
 
@@ -42,12 +42,13 @@ def _by_preference(operation: str, function: str, args: tuple) -> Iterator[str]:
     """The versions that take `args`, as auto prefers them."""
     tensor = first_tensor(args)
     if tensor.device.type == "cuda":
-        candidates = [v for v in NEEDS_VERDICT if exists(operation, v) and not why_not(operation, v, function, args)]
+        able = [v for v in NEEDS_VERDICT if exists(operation, v) and not why_not(operation, v, function, args)]
+        candidates = [v for v in able if not versions.same_as_stock(operation, v, function)]
         if candidates:
             from . import verification  # its files are read only where there is a GPU
 
             dtype, size = versions.deciding_dtype(operation, function, args), versions.size_class(operation, function, args)
-            yield from verification.faster_than_stock(operation, candidates, tensor.device, dtype, size)
+            yield from verification.faster_than_stock(operation, function, candidates, tensor.device, dtype, size)
     for version in ON_CPU if tensor.device.type == "cpu" else ON_GPU_UNVERIFIED:
         if exists(operation, version) and not why_not(operation, version, function, args):
             yield version
@@ -121,8 +122,19 @@ def _available(operation: str, version: str) -> tuple[bool, str]:
     return True, where if getattr(module, "is_built", lambda: True)() else f"{where}; will be compiled on first use"
 
 
-def verify(device: torch.device | str = "cuda"):
-    """The full self-check of every GPU version on `device`; see `verification.verify`."""
+def verify(device: torch.device | str = "cuda", operations: Collection[str] = versions.OPERATIONS):
+    """The full check of every GPU version on `device`, one verdict after another; see `verification.verify`."""
     from . import verification
 
-    return verification.verify(torch.device(device))
+    device = torch.device(device)
+    if device.index is None:  # verdicts are about one device, and so is a process's choice of it
+        device = torch.device(device.type, torch.cuda.current_device())
+    return verification.verify(device, operations)
+
+
+def known_verdicts() -> dict[str, list]:
+    """What is known about the GPU versions without a check, `verdicts.Verdict` by device: shipped, kept, and what went wrong the last time."""
+    from . import verdicts
+
+    devices = [torch.device("cuda", i) for i in range(torch.cuda.device_count())]
+    return {str(device): [v for operation in versions.OPERATIONS for v in verdicts.on_device(operation, device)] for device in devices}

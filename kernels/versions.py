@@ -87,6 +87,12 @@ def load(operation: str, version: str) -> ModuleType | SimpleNamespace:
         raise BackendUnavailable(f"{operation} in {version} cannot be loaded: {error}") from error
 
 
+def same_as_stock(operation: str, version: str, function: str) -> bool:
+    """Whether a version takes this raw function from stock, where nothing can be gained by another."""
+    stock = load(operation, "stock") if exists(operation, "stock") else None
+    return getattr(load(operation, version), function) is getattr(stock, function, None)
+
+
 def set_reference(operation: str, function: str, reference: Callable) -> None:
     """Name the reference version of a raw function; called by registration."""
     _references.setdefault(operation, {})[function] = reference
@@ -137,7 +143,11 @@ def deciding_dtype(operation: str, function: str, args: tuple) -> torch.dtype:
     return decide(function, *args) if decide else first_tensor(args).dtype
 
 
+def sizes_of(operation: str) -> ModuleType:
+    """The operation's sizes.py: its classes of sizes, and the arguments that stand for them."""
+    return import_module(f"smi.kernels.{operation}.sizes")
+
+
 def size_class(operation: str, function: str, args: tuple) -> str:
-    """The class of sizes whose measurement decides for `args`: what op.py's `size_class` says, or "any"."""
-    classify = getattr(import_module(f"smi.kernels.{operation}.op"), "size_class", None)
-    return classify(function, *args) if classify else "any"
+    """The class of sizes whose measurement decides for `args` of raw `function`."""
+    return sizes_of(operation).size_class(function, *args)

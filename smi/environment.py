@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .kernels.dispatch import availability
+from .kernels.dispatch import availability, known_verdicts
 from .kernels.versions import backend
 from .version import __version__
 
@@ -31,6 +31,7 @@ def info_table() -> dict[str, Any]:
         "devices": devices,
         "backend": backend(),
         "kernels": [row._asdict() for row in availability()],
+        "verdicts": {device: [verdict._asdict() for verdict in found] for device, found in known_verdicts().items()},
     }
 
 

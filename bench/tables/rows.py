@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from smi.kernels.verdicts import Key
+
 from ..measuring import record
 
 # What a row of each kind is about: a later measurement of the same subject supersedes an earlier one.
@@ -13,7 +15,7 @@ SUBJECTS: dict[str, Callable[[dict], tuple]] = {
     "whole": lambda row: (row["case"],),
     "memory": lambda row: (row["case"],),
     "case": lambda row: (row["operation"], row["case"], row["dtype"]),
-    "verdict": lambda row: (row["operation"], row["version"], row["dtype"], row["size"]),
+    "verdict": lambda row: tuple(row[name] for name in Key._fields),
     "evidence": lambda row: (row["config"]["data"], row["config"]["tv_weight"]),
     "int8": lambda row: (row["model"], row["batch"]),
     "agreement": lambda row: (row["method"],),

@@ -1,7 +1,7 @@
 """Rows of one case as a table on the terminal, as soon as they are measured."""
 
 from smi.console import print_table
-from smi.kernels.verification import Verdict
+from smi.kernels.verdicts import Verdict
 
 
 def show(rows: list[dict]) -> None:
@@ -58,8 +58,8 @@ SHOW = {"step": show_step, "whole": show_whole, "memory": show_memory, "case": s
 
 
 def show_verdicts(found: list[Verdict]) -> None:
-    rows = [[f"{v.operation} {v.version}", v.dtype, v.size, "yes" if v.correct else "NO", f"{v.speedup:.2f}x", v.note[:90]] for v in found]
-    print_table("versions against float64, and against stock PyTorch", ["version", "dtype", "sizes", "correct", "speed", "note"], rows)
+    rows = [[str(v.key), v.outcome, f"{v.speedup:.2f}x" if v.correct else "", v.note[:90]] for v in found]
+    print_table("versions against float64, and against stock PyTorch", ["what is called", "outcome", "speed", "note"], rows)
 
 
 def spread(values: list[float], digits: int = 2) -> str:

@@ -108,10 +108,11 @@ CASE = Layout(
 
 def _verdict(verdict: Measurement) -> list[list[str]]:
     row = verdict.about
-    return [[f"{row['operation']} {row['version']}", row["dtype"], row["size"], "yes" if row["correct"] else "no", f"{row['speedup']:.2f}x"]]
+    speed = f"{row['speedup']:.2f}x" if row["outcome"] == "correct" else ""
+    return [[f"{row['operation']} {row['function']}", row["version"], row["dtype"], row["size"], row["outcome"], speed]]
 
 
-VERDICT = Layout("Verdicts", ("version", "dtype", "sizes", "correct", "over stock"), _verdict)
+VERDICT = Layout("Verdicts", ("raw function", "version", "dtype", "sizes", "outcome", "over stock"), _verdict)
 
 
 def _steps(rows: Sequence[dict], suite: str) -> list[Measurement]:

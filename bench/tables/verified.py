@@ -3,8 +3,9 @@
     python -m bench.tables.verified            rewrite it
     python -m bench.tables.verified --check    exit 1 if it is not what the result files give
 
-For each GPU architecture it lists verdicts: an operation, version, dtype and class of sizes, whether the results were correct, and the speed
-over stock PyTorch. Where a verdict says correct and faster, `smi.kernels.dispatch` chooses that version on such a GPU without a check of its own.
+For each GPU architecture it lists verdicts: a raw function of an operation, version, dtype and class of sizes, whether the results were correct, and
+the speed over stock PyTorch; and what made the machine code that was run: Triton, ptxas, a digest of the sources. Where a verdict says correct and
+faster, and the same would run, `smi.kernels.dispatch` chooses that version on such a GPU without a check of its own.
 """
 
 import argparse
@@ -12,19 +13,22 @@ import json
 import sys
 
 from smi.files import write_json
-from smi.kernels import verification
+from smi.kernels import verdicts
 
 from .rows import read_all
 
 
 def table(rows: list[dict]) -> dict:
-    """The last verdict for every architecture, operation, version, dtype and class of sizes. A verdict from uncommitted code does not count."""
+    """The last verdict on every key for every architecture and machine code. A verdict from uncommitted code does not count, nor does a crash, which
+    another run may not have, nor a row without a key of today's."""
     last: dict[str, dict[tuple, dict]] = {}
+    fields = (*verdicts.COMPILED_BY, *verdicts.Verdict._fields)
     for row in rows:
-        if row.get("kind") == "verdict" and not row["dirty"]:
-            verdict = verification.Verdict(**{field: row[field] for field in verification.Verdict._fields})
-            last.setdefault(row["architecture"], {})[verdict[:4]] = verdict._asdict()
-    return {"architectures": {arch: [verdicts[key] for key in sorted(verdicts)] for arch, verdicts in sorted(last.items())}}
+        if row.get("kind") == "verdict" and not row["dirty"] and all(field in row for field in fields):
+            found = {field: row[field] for field in fields}
+            if verdicts.from_row(found).lasting:
+                last.setdefault(row["architecture"], {})[tuple(found[name] for name in (*verdicts.COMPILED_BY, *verdicts.Key._fields))] = found
+    return {"architectures": {arch: [mine[key] for key in sorted(mine)] for arch, mine in sorted(last.items())}}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
     check = parser.parse_args(arguments).check
     made = table(read_all())
     if check:
-        same = json.loads(verification.VERIFIED.read_text()) == made
-        print(f"{verification.VERIFIED.name} is " + ("as the result files give" if same else "out of date: run python -m bench.tables.verified"))
+        same = json.loads(verdicts.VERIFIED.read_text()) == made
+        print(f"{verdicts.VERIFIED.name} is " + ("as the result files give" if same else "out of date: run python -m bench.tables.verified"))
         return 0 if same else 1
-    write_json(verification.VERIFIED, made)
-    print(f"wrote {verification.VERIFIED}: {sum(map(len, made['architectures'].values()))} verdicts")
+    write_json(verdicts.VERIFIED, made)
+    print(f"wrote {verdicts.VERIFIED}: {sum(map(len, made['architectures'].values()))} verdicts")
     return 0
 
 

@@ -6,14 +6,11 @@ import torch
 from torch import Tensor
 
 from .. import dispatch
-from ..comparison import Example
 from ..precision import wide
 from ..registration import gradients, register
 from . import reference
 
 INTEGERS = (torch.int32, torch.int64)
-SIZES = ("short", "long")
-SHORT = 256  # tokens
 
 
 def attention(qkv: Tensor, index: Tensor | None = None, lengths: Tensor | None = None, scale: float | None = None) -> Tensor:
@@ -96,15 +93,3 @@ def _differentiate(ctx, grad, _):
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def size_class(function: str, *args) -> str:
-    qkv, index = args[:2] if function == "forward" else args[1:3]
-    return SIZES[(qkv if index is None else index).shape[1] > SHORT]
-
-
-def example(device: torch.device | str, dtype: torch.dtype, size: str = "short") -> Example:
-    """128 images of DeiT-Base at 47 tokens; one of the same width at 577 tokens for every eight."""
-    batch, n = {"short": (128, 47), "long": (16, 577)}[size]
-    qkv = torch.randn(batch, n, 3, 12, 64, device=device, dtype=dtype)
-    return Example(attention, reference.attention, {"qkv": qkv}, inputs=("qkv",))

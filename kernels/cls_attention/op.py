@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..comparison import Example
 from ..precision import wide
 from ..registration import expect, gradients, register
 from . import reference
@@ -67,10 +66,3 @@ def _differentiate(ctx, grad, grad_row, _):
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def example(device: torch.device | str, dtype: torch.dtype, size: str = "any") -> Example:
-    """128 images of DeiT-Base at 47 tokens, the CLS query alone."""
-    q = torch.randn(128, 1, 12, 64, device=device, dtype=dtype)
-    kv = torch.randn(128, 47, 2, 12, 64, device=device, dtype=dtype)
-    return Example(cls_attention, reference.cls_attention, {"q": q, "kv": kv}, inputs=("q", "kv"))

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..comparison import Example
 from ..precision import wide
 from ..registration import expect, register
 from . import reference
@@ -129,21 +128,3 @@ def _differentiate(ctx, grad_norms):
 
 
 _tv_norms.register_autograd(_differentiate, setup_context=_save)
-
-
-def example(device: torch.device | str, dtype: torch.dtype, size: str = "any") -> Example:
-    """The size that inversion uses: 128 images of 224 x 224, 46 of 196 patches active, total variation included."""
-    images, grad, exp_avg = torch.randn(3, 128, 3, 224, 224, device=device, dtype=dtype).unbind()
-    arguments = {
-        "images": images,
-        "grad": grad,
-        "exp_avg": exp_avg,
-        "exp_avg_sq": grad.square(),
-        "step": torch.tensor(100, device=device, dtype=torch.int32),
-        "low": torch.full((3,), -2.0, device=device),
-        "high": torch.full((3,), 2.0, device=device),
-        "index": torch.rand(128, 196, device=device).argsort(1)[:, :46].to(torch.int32),
-        "norms": reference.tv_norms(images),
-        "tv_weight": 1e-4,
-    }
-    return Example(image_step, reference.image_step, arguments, mutated=("images", "exp_avg", "exp_avg_sq"))

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..comparison import Example
 from ..precision import wide
 from ..registration import expect, gradients, refuse_trainable, register
 from . import reference
@@ -74,12 +73,3 @@ def _differentiate(ctx, grad_y, grad_s, *_):
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def example(device: torch.device | str, dtype: torch.dtype, size: str = "any") -> Example:
-    """The size that inversion uses: 128 images of 47 tokens, DeiT-Base."""
-    rows, d = 6016, 768
-    x, residual = torch.randn(2, rows, d, device=device, dtype=dtype).unbind()
-    weight, bias = torch.randn(2, d, device=device, dtype=dtype).unbind()
-    arguments = {"x": x, "weight": weight, "bias": bias, "eps": 1e-6, "residual": residual}
-    return Example(layer_norm, reference.layer_norm, arguments, inputs=("x", "residual"))

@@ -126,11 +126,12 @@ class Embed:
         return call("patch_embed", "backward", grad, index, self.weight, augmentation, *sizes)
 
 
-def versions(weight: Tensor, tokens: int, heads: int, width: int) -> dict[str, str]:
-    """The version of every operation of a block that would run for a weight [m, d] and that many tokens and heads of that width, by name."""
+def versions(weight: Tensor, batch: int, tokens: int, heads: int, width: int) -> dict[str, str]:
+    """The version of every operation's forward in a block that would run for a weight [m, d], so many images and tokens, and heads of that width."""
     d = weight.shape[1]
-    x, w = (torch.empty(*shape, dtype=weight.dtype, device=weight.device) for shape in ((tokens, d), (d, d)))
-    qkv = torch.empty(1, tokens, 3, heads, width, dtype=weight.dtype, device=weight.device)
+    few, w = (torch.empty(*shape, dtype=weight.dtype, device=weight.device) for shape in ((1, tokens, d + 3 * heads * width), (d, d)))
+    x, packed = few.expand(batch, -1, -1).split([d, 3 * heads * width], dim=-1)  # of the right shape, in the memory of one image
+    qkv = packed.unflatten(-1, (3, heads, width))
     return {
         "attention": resolve("attention", "forward", qkv, None, None, 1.0),
         "cls_attention": resolve("cls_attention", "forward", qkv[:, :1, 0], qkv[:, :, 1:], 1.0),

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..comparison import Example
 from ..precision import wide
 from ..registration import expect, gradients, refuse_trainable, register
 from . import reference
@@ -69,11 +68,3 @@ def _differentiate(ctx, grad_y, _):
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def example(device: torch.device | str, dtype: torch.dtype, size: str = "any") -> Example:
-    """The size that inversion uses: 128 images of 47 tokens, the first layer of DeiT-Base's MLP."""
-    rows, k, m = 6016, 768, 3072
-    x, weight = torch.randn(rows, k, device=device, dtype=dtype), torch.randn(m, k, device=device, dtype=dtype) * k**-0.5
-    arguments = {"x": x, "weight": weight, "bias": torch.randn(m, device=device, dtype=dtype), "activation": "gelu"}
-    return Example(linear_gelu, reference.linear_gelu, arguments, inputs=("x",))

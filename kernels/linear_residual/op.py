@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..comparison import Example
 from ..linear_gelu.op import check_linear
 from ..linear_gelu.reference import ACTIVATIONS
 from ..precision import wide
@@ -69,12 +68,3 @@ def _differentiate(ctx, grad_y):
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def example(device: torch.device | str, dtype: torch.dtype, size: str = "any") -> Example:
-    """The size that inversion uses: 128 images of 47 tokens, the second layer of DeiT-Base's MLP."""
-    rows, k, m = 6016, 3072, 768
-    x, weight = torch.randn(rows, k, device=device, dtype=dtype), torch.randn(m, k, device=device, dtype=dtype) * k**-0.5
-    bias, residual = torch.randn(m, device=device, dtype=dtype), torch.randn(rows, m, device=device, dtype=dtype)
-    arguments = {"x": x, "weight": weight, "bias": bias, "residual": residual, "gamma": None}
-    return Example(linear_residual, reference.linear_residual, arguments, inputs=("x", "residual"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import tuned
 from ..compile_case import CompileCase
+from .sizes import LARGE_FROM
 
 # Tiles: tokens BT, model dimensions BD, patch pixels BK, warps, stages. Forward sums over BK, backward over BD.
 # large: the most that fits without spills (128 x 256 does not), because the gathered pixels are read again for every BD model dimensions. small: four
@@ -21,7 +22,6 @@ from ..compile_case import CompileCase
 # address arithmetic in registers. float32: GEMMs are IEEE, on no tensor core, so tiles are small. (from the compiler's report, not timed)
 FORWARD_TILES = {"large": (128, 128, 32, 8, 4), "small": (64, 64, 32, 4, 4), "float32": (64, 64, 16, 8, 2)}
 BACKWARD_TILES = {"large": (128, 64, 128, 8, 3), "small": (64, 64, 64, 4, 3), "float32": (64, 32, 64, 8, 2)}
-LARGE_FROM = 2 * 132 * 128 * 128  # elements of the result: two large programs for each of the 132 multiprocessors of an H100 or H200
 
 
 @triton.jit

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from ..comparison import Example
 from ..registration import expect, gradients, refuse_trainable, register
 from . import reference
 
@@ -115,23 +114,3 @@ _forward.register_autograd(_differentiate, setup_context=_save)
 def deciding_dtype(function: str, *args) -> torch.dtype:
     """That of the weight: float32 images may lie under 16-bit weights."""
     return args[2].dtype
-
-
-def example(device: torch.device | str, dtype: torch.dtype, size: str = "any") -> Example:
-    """The size that inversion uses: 128 images of 224 x 224, 46 of 196 patches active, DeiT-Base, rolled and flipped."""
-    batch, n, d, cells, patch_size = 128, 46, 768, 196, 16
-
-    def random(*shape):
-        return torch.randn(*shape, device=device, dtype=dtype)
-
-    arguments = {
-        "images": random(batch, 3, 224, 224),
-        "index": torch.rand(batch, cells, device=device).argsort(1)[:, :n].to(torch.int32),
-        "weight": random(d, 3 * patch_size**2) / (3 * patch_size**2) ** 0.5,
-        "bias": random(d),
-        "position": random(cells, d),
-        "prefix": random(1, d),
-        "augmentation": torch.tensor([-13, 22, 1], device=device, dtype=torch.int32),
-        "patch_size": patch_size,
-    }
-    return Example(patch_embed, reference.patch_embed, arguments, inputs=("images",))

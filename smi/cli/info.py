@@ -6,6 +6,7 @@ import click
 
 from ..console import make_console, print_table
 from ..environment import info_table
+from ..kernels.verdicts import Verdict
 from .options import AS_JSON, options
 
 
@@ -24,3 +25,10 @@ def print_info(found: dict) -> None:
         print(f"{device['device']}: {device['name']} ({size}, {device['capability']})")
     rows = [(row["operation"], row["version"], "yes" if row["available"] else "no", row["reason"]) for row in found["kernels"]]
     print_table(f"kernels (SMI_BACKEND={found['backend']})", ("operation", "version", "available", "where, or why not"), rows, wrap=True)
+    for device, verdicts in found["verdicts"].items():
+        print_verdicts(f"kernels checked on {device} (smi verify checks all)", [Verdict(**row) for row in verdicts])
+
+
+def print_verdicts(title: str, verdicts: list[Verdict]) -> None:
+    columns = ("operation", "function", "version", "dtype", "sizes", "outcome", "used", "speed, or why not")
+    print_table(title, columns, [(*v.key, v.outcome, "yes" if v.chosen else "no", v.reason) for v in verdicts], wrap=True)

@@ -54,13 +54,13 @@ class Fused:
         """The module of the layers in use."""
         return cpp if self.in_cpp else dispatched
 
-    def describe(self) -> dict:
-        """What runs: dtype, and the version of each operation."""
+    def describe(self, batch: int = 1) -> dict:
+        """What runs: dtype, and the version of each operation, forward, of a batch of whole images."""
         if self.in_cpp:
             versions = dict.fromkeys(OPERATIONS, cpp.NAME)
         else:
-            block = self.vit.blocks[0]
-            versions = dispatched.versions(block.qkv.weight, self.vit.num_patches, block.num_heads, block.width // block.num_heads)
+            block, tokens = self.vit.blocks[0], self.vit.num_prefix + self.vit.num_patches
+            versions = dispatched.versions(block.qkv.weight, batch, tokens, block.num_heads, block.width // block.num_heads)
         return {"dtype": str(self.dtype).removeprefix("torch."), "versions": versions}
 
     def workspace(self) -> Workspace:

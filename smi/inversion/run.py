@@ -63,7 +63,7 @@ def provenance_of(run: Run) -> dict[str, Any]:
         "weights_sha256": run.vit.weight_hash(),
         "schedule": [asdict(event) for event in run.schedule.events],
         "backend": backend(),
-        **({"operations": run.fused.describe()["versions"]} if run.fused else {}),
+        **({"operations": run.fused.describe(run.chunk or run.batch_size)["versions"]} if run.fused else {}),
         "run": uuid.uuid4().hex,
         "versions": {"smi": __version__, "torch": torch.__version__, "timm": timm.__version__, "python": platform.python_version()},
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

@@ -15,6 +15,9 @@ from bench.measuring.ceilings import Ceilings
 from bench.tables import verified
 from bench.tables.rows import read_all
 from smi.kernels import versions
+from smi.kernels.check_process import Checker
+from smi.kernels.self_check import self_check
+from smi.kernels.verdicts import Key, verdict_of
 
 CPU = torch.device("cpu")
 
@@ -27,9 +30,12 @@ def test_without_a_gpu_one_sentence(capsys):
 
 def test_a_whole_run_on_the_cpu(small_cases, monkeypatch, tmp_path, capsys):
     """All that `python -m bench.gpu` does, on small shapes, the Triton kernels interpreted: verdicts and cases in the file, tables printed."""
-    from smi.kernels.layer_norm import op
-
-    monkeypatch.setattr(op, "example", lambda device, dtype, size: small_cases["layer_norm 2x5 tokens"].build(device, dtype))
+    sizes = versions.sizes_of("layer_norm")
+    several = sizes.arguments
+    monkeypatch.setattr(sizes, "arguments", lambda *about: list(several(*about))[1:])  # few rows
+    monkeypatch.setattr(sizes, "SIZES", {"forward": ("d64",), "backward": ("d64",)})
+    monkeypatch.setattr(Checker, "check", lambda self, key, device: self_check(key, device))  # not in another process, which would not know these
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(gpu, "cases", lambda batch, only: [case for case in small_cases.values() if case.operation in only])
     about = {"device": "Imaginary 1", "dirty": False, "architecture": "sm_90", "commit": "0"}
     monkeypatch.setattr(record, "cuda_environment", lambda device: dict(about))
@@ -38,14 +44,27 @@ def test_a_whole_run_on_the_cpu(small_cases, monkeypatch, tmp_path, capsys):
     assert gpu.measure_operations(CPU, ["layer_norm"], 100.0, compiled=False) == 0
     rows = [json.loads(line) for line in (tmp_path / "imaginary-1.jsonl").read_text().splitlines()]
     verdicts = [row for row in rows if row["kind"] == "verdict"]
-    assert [(v["version"], v["dtype"], v["correct"]) for v in verdicts] == [("triton", d, True) for d in ("bfloat16", "float16", "float32")]
+    called = [(f, d) for d in ("bfloat16", "float16", "float32") for f in ("forward", "backward")]
+    assert [(v["function"], v["dtype"], v["outcome"]) for v in verdicts] == [(f, d, "correct") for f, d in called]
     timed = [row for row in rows if row["kind"] == "case" and "not_timed" not in row]
     assert [row["side"] for row in timed if row["side"] != "cpu"] == ["stock", "eager"]
     assert all(row["resolved"] in versions.VERSIONS and len(row["warm_us"]) == 3 and row["commit"] == "0" for row in timed)
     assert verified.table(read_all(tmp_path))["architectures"]["sm_90"][0]["operation"] == "layer_norm"
-    assert "layer_norm triton" in capsys.readouterr().out
+    assert "layer_norm forward (triton, bfloat16, d64)" in capsys.readouterr().out
     assert gpu.measure_operations(CPU, ["layer_norm"], 0.0, compiled=False) == 0
     assert "no time left for layer_norm 2x5 tokens: run again with --only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("unsupported", 0), ("incorrect", 1), ("failed", 1), ("crashed", 1)])
+def test_what_a_version_does_not_take_is_no_failure(monkeypatch, tmp_path, outcome, code):
+    """`make gpu` goes on to the table of verdicts."""
+    found = [verdict_of(Key("attention", "forward", "cuda", "float32", "d64 n64"), outcome, "it takes bfloat16 and float16, not float32")]
+    monkeypatch.setattr(gpu, "verdicts", lambda *args: found)
+    monkeypatch.setattr(gpu, "cases", lambda *args: [])
+    monkeypatch.setattr(record, "cuda_environment", lambda device: {"device": "Imaginary 1", "dirty": False, "architecture": "sm_90"})
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "measure_ceilings", lambda device: Ceilings(1e9, 1e9))
+    assert gpu.measure_operations(CPU, ["attention"], 100.0, compiled=False) == code
 
 
 def test_runs_from_the_root_without_installation():

@@ -1,13 +1,12 @@
 """What every kernel test shares: poisoned memory, and the error rule as an assertion that prints the ratio."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from smi.kernels.comparison import Error, Example, cast, compare, error_of
+from smi.kernels.comparison import Error, Example, cast, compare, error_of, poisoned
 from smi.kernels.comparison import outcome as run
 
 __all__ = ["VERSIONS", "assert_close_enough", "cast", "check_version", "needs", "poisoned", "run"]
@@ -18,17 +17,6 @@ def needs(version: str, dtype: torch.dtype, *taken: torch.dtype) -> None:
     """Skip the test where the C++ for the CPU, which takes the dtypes `taken`, does not take `dtype`."""
     if version == "cpu" and dtype not in taken:
         pytest.skip(f"the C++ for the CPU takes {' and '.join(map(str, taken))}")
-
-
-@contextmanager
-def poisoned() -> Iterator[None]:
-    """Within it torch.empty and its kin return NaN (largest value for integers)."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)  # PyTorch then fills uninitialised memory
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def assert_passes(error: Error) -> None:

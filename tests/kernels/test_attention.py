@@ -5,7 +5,6 @@ from torch.library import opcheck
 
 from smi.kernels import versions
 from smi.kernels.attention import attention, stock
-from smi.kernels.attention.op import SIZES, example, size_class
 from smi.kernels.attention.reference import attention as definition
 from tests.kernels import checks
 
@@ -257,13 +256,6 @@ def test_compiles_without_a_break():
     weight = (torch.randn(2, 29, 32),)
     got, want = (checks.run(function, given, ("qkv",), weight) for function in (compiled, attention))
     assert all(torch.equal(got[name], value) for name, value in want.items())
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_example_is_of_its_size(size):
-    given = example("meta", torch.bfloat16, size).arguments
-    assert size_class("forward", given["qkv"], None, None, 1.0) == size
-    assert size_class("backward", given["qkv"], given["qkv"], None, None, None, None, 1.0) == size
 
 
 def test_wide_heads_are_left_to_others():

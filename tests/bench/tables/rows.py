@@ -1,6 +1,7 @@
 """Small made-up rows of every kind, as the commands of bench append them."""
 
 from bench.cases import suites
+from smi.kernels.verdicts import Verdict
 
 WHEN = "2026-01-02T03:04:05Z"
 ABOUT = {"device": "X", "device_class": "cpu-avx2-2threads", "threads": 2, "torch": "2.0", "commit": "0123456789", "dirty": False}
@@ -45,8 +46,8 @@ def operation() -> list[dict]:
 
 def verdict() -> list[dict]:
     gpu = {"device": "Y", "architecture": "sm_90", "torch": "2.0", "commit": "0123456789", "dirty": False}
-    about = {"kind": "verdict", "operation": "attention", "version": "triton", "dtype": "bfloat16", "size": "short"}
-    return [gpu | about | {"correct": True, "speedup": 1.5, "note": ""}]
+    found = Verdict("attention", "forward", "triton", "bfloat16", "d64 n64", "correct", 1.5, "")
+    return [gpu | {"kind": "verdict"} | found._asdict()]
 
 
 def evidence(data: str = "digits", weight: float = 5e-3, copy: float = 0.9) -> list[dict]:

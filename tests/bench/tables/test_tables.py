@@ -28,7 +28,7 @@ LINES = {  # of each table, one that its rows give
     "whole-runs": ["DeiT-Tiny dense, batch 4 | 1.0000 | 2.0000 | 2.00x | 50 % | 2 and 6 | 3"],
     "memory": ["DeiT-Base, batch 8, all patches | 100 | 40 (40 %) | 20 (20 %) | 200 | 80 (40 %) | 40 (20 %)"],
     "operations": ["attention, 4x47 tokens | float32 | cpu | 300 | 100 | 3.00x | 25 % | eager 200"],
-    "verdicts": ["attention triton | bfloat16 | short | yes | 1.50x"],
+    "verdicts": ["attention forward | triton | bfloat16 | d64 n64 | correct | 1.50x"],
     "evidence-digits": [
         "Gaussian noise | 0.1 |  | 55.0 ± 7.1 | 55.0 | 55.0 ± 7.1 | 30.0 ± 14.1 | 55.0 ± 7.1 | 55.0 ± 7.1",
         "SMI | 47.5 ± 0.7 | 3.50x | 55.0 ± 7.1 | 55.0 | 55.0 ± 7.1 | 91.0 ± 1.4 | 55.0 ± 7.1 | 55.0 ± 7.1",
