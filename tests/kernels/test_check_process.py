@@ -115,9 +115,19 @@ def test_a_wrong_result_is_incorrect(small, monkeypatch):
     assert "in out0" in found.note
 
 
-def test_memory_that_is_not_written_is_seen(small, monkeypatch):
-    monkeypatch.setattr(small, "backward", lambda *args: torch.empty_like(args[2]))
-    assert self_check.self_check(key("d64", "backward"), CPU).outcome == "incorrect"
+def test_memory_that_a_version_does_not_write_is_poisoned(small, monkeypatch):
+    """By the check itself, and not after it."""
+    torch.use_deterministic_algorithms(False)  # which the fixture of all tests switched on
+    right, fresh = small.backward, []
+
+    def backward(*args):
+        fresh.append(torch.empty(3).isnan().all())
+        return right(*args)
+
+    monkeypatch.setattr(small, "backward", backward)
+    assert self_check.self_check(key("d64", "backward"), CPU).correct
+    assert fresh[0]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 @pytest.mark.parametrize(
