@@ -33,13 +33,18 @@ def ready_sides(case: StepCase, model: nn.Module) -> tuple[dict[str, Callable[[]
             losses[side] = float(steps[side]())
         except Exception as error:  # out of memory, no compiler, tiles that do not fit (no RuntimeError): reported, the others are still measured
             steps.pop(side, None)
-            refused[side] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            refused[side] = reason_of(error)
     wanted = losses.get("eager")
     for side, loss in losses.items():
         if wanted is not None and not abs(loss - wanted) <= LOSS_AGREES * abs(wanted):
             refused[side] = f"its first loss is {loss:.6f}, eager's {wanted:.6f}"
             del steps[side]
     return steps, refused
+
+
+def reason_of(error: Exception) -> str:
+    """In one line, for a row."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def measure_step(case: StepCase, device: torch.device, seconds: float, ceilings: dict[str, Ceilings]) -> list[dict]:
@@ -104,25 +109,44 @@ def extrapolate(seconds: dict[int, float], iterations: int) -> float:
 
 def measure_whole(case: WholeCase, device: torch.device, seconds: float, ceilings: dict[str, Ceilings]) -> list[dict]:
     """Rows of a whole run, the sides and lengths in turn."""
-    model = build_model(case.model, {}, device)
-    runs = {
-        (side, length): lambda side=side, length=length: run_whole(case, side, model, length) for side in case.sides for length in case.lengths
-    }  # fmt: skip
+    model, refused = build_model(case.model, {}, device), {}
     in_full = case.lengths == (ITERATIONS,)
     for side in case.sides:  # warms up
-        run_whole(case, side, model, 4 * (case.division or 1) if in_full else case.lengths[0])
+        try:
+            run_whole(case, side, model, 4 * (case.division or 1) if in_full else case.lengths[0])
+        except Exception as error:  # as of a step: the other side is still measured
+            refused[side] = reason_of(error)
+    ready = [side for side in case.sides if side not in refused]
+    runs = {(side, length): lambda side=side, length=length: run_whole(case, side, model, length) for side in ready for length in case.lengths}
     samples: dict[tuple, list[float]] = {key: [] for key in runs}
-    for number in rounds_within(0 if in_full else seconds):
+    for number in rounds_within(0 if in_full else seconds) if ready else ():
         for key in list(runs)[:: -1 if number % 2 else 1]:
             samples[key].append(wall_seconds(runs[key], device))
     vit = describe(model)
     dtypes, names = {"ours": ours.run_dtype(vit.device), "eager": "float32"}, {"ours": f"smi.invert, {ours.ENGINE}", "eager": "eager"}
     found = []
-    for side in case.sides:
+    for side in ready:
         mine = {length: samples[side, length] for length in case.lengths}
         peak = ceilings[dtypes[side]].flops if dtypes[side] in ceilings else None
         found.append(whole_row(case, side, mine, vit, peak) | {"dtype": dtypes[side], "resolved": f"{names[side]} {dtypes[side]}"})
-    return found
+    return found + [about_whole(case, side) | {"not_timed": reason} for side, reason in refused.items()]
+
+
+def about_whole(case: WholeCase, side: str) -> dict:
+    """What a row says of a whole run before it is measured."""
+    return {
+        "kind": "whole",
+        "case": case.name,
+        "model": case.model,
+        "method": case.title,
+        "side": side,
+        "batch": case.batch,
+        "images": case.images,
+        "iterations": ITERATIONS,
+        "timed_iterations": list(case.lengths),
+        "rounds": 0,
+        "extrapolated": case.lengths != (ITERATIONS,),
+    }
 
 
 def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], vit: ViT, peak: float | None) -> dict:
@@ -132,18 +156,8 @@ def whole_row(case: WholeCase, side: str, samples: dict[int, list[float]], vit: 
     batches = -(-case.images // (schedule.images_per_trajectory * case.batch))
     whole = [batches * extrapolate(dict(zip(samples, one, strict=True)), ITERATIONS) for one in zip(*samples.values(), strict=True)]
     slow, median, fast = (case.images / q for q in reversed(timing.quantiles(whole)))
-    return {
-        "kind": "whole",
-        "case": case.name,
-        "model": case.model,
-        "method": case.title,
+    return about_whole(case, side) | {
         "sparsity": schedule.sparsity,
-        "side": side,
-        "batch": case.batch,
-        "images": case.images,
-        "iterations": ITERATIONS,
-        "timed_iterations": list(case.lengths),
-        "extrapolated": case.lengths != (ITERATIONS,),
         "rounds": len(whole),
         "seconds": list(timing.quantiles(whole)),
         "images_per_second": [slow, median, fast],

@@ -42,7 +42,11 @@ class Results:
         return None if row is None or "not_timed" in row or "not_measured" in row else row
 
     def whole(self, model: str, title: str, side: str) -> dict | None:
-        rows = [row for (kind, _, s), row in self.found.items() if (kind, s, row.get("model"), row.get("method")) == ("whole", side, model, title)]
+        rows = [
+            row
+            for (kind, _, s), row in self.found.items()
+            if (kind, s, row.get("model"), row.get("method")) == ("whole", side, model, title) and "not_timed" not in row
+        ]
         return rows[-1] if rows else None
 
     def steps(self, model: str, side: str) -> dict[int, dict]:

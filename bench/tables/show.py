@@ -27,7 +27,7 @@ def show_whole(rows: list[dict]) -> None:
     cells = [
         [row["side"], row["resolved"], spread(row["images_per_second"], 4), f"{row['iterations_per_second']:.2f}", f"{row['seconds'][1]:.1f}",
          percent(row["share_of_products"])]
-        for row in rows
+        for row in rows if "seconds" in row
     ]  # fmt: skip
     how = f"extrapolated from {' and '.join(map(str, rows[0]['timed_iterations']))} iterations" if rows[0]["extrapolated"] else "measured in full"
     title = f"whole run: {rows[0]['case']}, {rows[0]['images']} images, {rows[0]['iterations']} iterations, {how}"

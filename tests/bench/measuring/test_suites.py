@@ -10,6 +10,8 @@ from bench import paper, run
 from bench.cases import suites
 from bench.measuring import budget, ceilings, inversions, memory, record
 from bench.sides import make, ours
+from bench.tables import suites as tables
+from bench.tables.results import Results
 from bench.tables.table import MISSING
 from smi.inversion.schedules import make_schedule
 
@@ -90,6 +92,34 @@ def test_a_side_with_another_loss_is_not_timed(small, monkeypatch):
     rows = inversions.measure_step(suites.StepCase(MODEL, 2, 5), CPU, 0.1, rates)
     assert [(row["side"], "not_timed" in row) for row in rows] == [("eager", False), ("ours", True)]
     assert "first loss is 123" in rows[1]["not_timed"]
+
+
+@pytest.mark.parametrize("kind", ["steps", "memory", "whole"])
+def test_a_side_that_does_not_fit_ends_alone(small, monkeypatch, capsys, kind):
+    """OutOfResources, which is no RuntimeError, in ours: eager is measured, and the suite goes on."""
+
+    class OutOfResources(Exception):
+        pass
+
+    def out_of_resources(*_, **__):
+        raise OutOfResources("shared memory, Required: 106624, Hardware limit: 101376")
+
+    monkeypatch.setattr(ours, "make_step", out_of_resources)
+    monkeypatch.setattr(ours, "invert", out_of_resources)
+    cases = {"steps": [suites.StepCase(MODEL, 2, 5)], "memory": [suites.MemoryCase(MODEL, 2, 5)]}
+    cases["whole"] = [suites.WholeCase(MODEL, "dense", None, 2, 2, (2, 4), ("ours", "eager"))]
+    chosen = suites.Suites(cases["steps"], cases["whole"], cases["memory"], [], [])
+    written: list[dict] = []
+    monkeypatch.setattr(record, "append", lambda path, rows: written.extend(rows))
+    assert run.measure_suites(chosen, [kind], CPU, budget.Budget(1000), record.run_environment(CPU), None) == []
+    refused = {row["side"]: row.get("not_timed", row.get("not_measured", "")) for row in written}
+    assert set(refused) >= {"eager", "ours"}
+    assert not refused["eager"]
+    assert "Required: 106624" in refused["ours"]
+    assert "Required: 106624" in capsys.readouterr().out
+    {"steps": tables.steps, "memory": tables.memory, "whole": tables.whole_runs}[kind](written)
+    for side in ("ours", "eager"):
+        assert (Results(written).whole(MODEL, cases["whole"][0].title, side) is None) == (kind != "whole" or side == "ours")
 
 
 def test_a_run_without_time_names_what_it_left_out(small, capsys):
