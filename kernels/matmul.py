@@ -1,6 +1,5 @@
 """What the GEMM kernels share: order of the tiles, choice of the tile, activations and their derivatives."""
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -9,6 +8,7 @@ import triton.language as tl
 
 from . import tuned
 from .compile_case import CompileCase
+from .tuned import limits
 
 RSQRT_2 = tl.constexpr(0.7071067811865476)
 RSQRT_2PI = tl.constexpr(0.3989422804014327)
@@ -25,7 +25,7 @@ class Tile(NamedTuple):
     stages: int
 
 
-Table = dict[tuple[int, int], tuple[Tile, ...]]  # by architecture and bytes per element
+Table = dict[tuple[int, int], tuple[Tile, ...]]  # by code of `tuned.Limits` and bytes per element, the smallest tile last
 
 # Tiles of GEMMs with a fused epilogue. Every reason comes from sizes and from the compile gate, none from a timing.
 # 2 bytes: the largest tile that does not spill, one at which two programs share a multiprocessor (one computes while the other stores), a small one.
@@ -45,24 +45,22 @@ GROUP = 8  # rows of tiles that share columns of weights while those are in L2
 OPERAND_COST = 64  # multiply-adds in the time of reading one operand from shared memory (sm_90, derived: 4096 against 64 elements a cycle)
 
 
-@cache
-def machine(device: torch.device) -> tuple[int, int]:
-    """Architecture of the tables and number of multiprocessors; for the interpreter those of an H200."""
-    if device.type != "cuda":
-        return 90, 132
-    major, _ = torch.cuda.get_device_capability(device)
-    return 80 if major < 9 else 90 if major == 9 else 100, torch.cuda.get_device_properties(device).multi_processor_count
+def shared_bytes(tile: Tile, itemsize: int, left: int = 1) -> int:
+    """Shared memory that a program takes at most: its operands, as many times as it has stages. left: operands of BM x BK numbers."""
+    return tile.stages * (left * tile.BM + tile.BN) * tile.BK * itemsize
 
 
-def choose(table: Table, M: int, N: int, device: torch.device, dtype: torch.dtype) -> Tile:
-    """The tile that needs the least time by count: waves of programs, each of BM * BN multiply-adds and BM + BN operands per step."""
-    architecture, processors = machine(device)
+def choose(table: Table, M: int, N: int, device: torch.device, dtype: torch.dtype, left: int = 1) -> Tile:
+    """The tile that needs the least time by count, of those that fit into a block: waves of programs, each of BM * BN multiply-adds and BM + BN
+    operands per step."""
+    gpu, tiles = limits(device), table[limits(device).code, dtype.itemsize]
 
     def cost(tile: Tile) -> int:
-        waves = triton.cdiv(triton.cdiv(M, tile.BM) * triton.cdiv(N, tile.BN), processors)
+        waves = triton.cdiv(triton.cdiv(M, tile.BM) * triton.cdiv(N, tile.BN), gpu.processors)
         return waves * (tile.BM * tile.BN + OPERAND_COST * (tile.BM + tile.BN))
 
-    return min(table[architecture, dtype.itemsize], key=cost)
+    fitting = [tile for tile in tiles if shared_bytes(tile, dtype.itemsize, left) <= gpu.shared]
+    return min(fitting or tiles[-1:], key=cost)  # the last is the smallest
 
 
 def timed(operation: str, kernel: str, chosen: Tile, M: int, N: int, K: int, x: torch.Tensor) -> Tile:

@@ -1,4 +1,5 @@
-"""Tiles that were timed on a kind of GPU: `tiles/DEVICE.json`, written by `python -m bench.tune`, put in the place of a kernel's own.
+"""Tiles by device: what limits them there, and those that were timed on a kind of GPU: `tiles/DEVICE.json`, written by `python -m bench.tune`, put in
+the place of a kernel's own.
 
 A tile has a slot: its operation and a name that says which kernel, number and sizes it is for. A launcher asks for
 `tile(operation, slot, built_in, device)` and gets what was measured on that device or, where nothing was, the built-in one. The table of a device is
@@ -13,12 +14,37 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
 FOLDER = Path(__file__).parent / "tiles"
 Tile = TypeVar("Tile", bound=tuple)
+
+
+class Limits(NamedTuple):
+    """What the choice of a tile depends on.
+
+    code: 80, 90 or 100, the instructions that multiply: mma from registers, wgmma, tcgen05; what fits into registers depends on it. processors:
+    multiprocessors. shared: bytes of shared memory that a block gets at most, which differ within one generation.
+    """
+
+    code: int
+    processors: int
+    shared: int
+
+
+INTERPRETED = Limits(90, 132, 227 * 1024)  # an H200's
+CODE = {9: 90, 10: 100, 11: 100}  # by the major number of the capability; 8.x and 12.x, which has no tcgen05, and whatever follows: 80
+
+
+@cache
+def limits(device: torch.device) -> Limits:
+    """Those of a device; of an H200 where kernels are interpreted."""
+    if device.type != "cuda":
+        return INTERPRETED
+    properties = torch.cuda.get_device_properties(device)
+    return Limits(CODE.get(properties.major, 80), properties.multi_processor_count, properties.shared_memory_per_block_optin)
 
 
 @dataclass

@@ -5,11 +5,12 @@
     python -m bench.gates.compiled --update        rewrite that file
     python -m bench.gates.compiled --only layer_norm linear_gelu
     python -m bench.gates.compiled --check --only attention --part 2/8 --jobs 1
+    python -m bench.gates.compiled --small         exit 1 if a kernel spills or does not fit on sm_86, sm_89 or sm_120
 
 Every Triton kernel in every tile configuration that ships (`compile_cases()` of each kernel.py) is compiled for sm_80, sm_90 and sm_100, and
 csrc/cuda/*.cu for sm_80 and sm_90a where nvcc is found. Numbers are compared exactly with the compiler versions of the committed file; with other
 versions the differences are only reported. Where the machine code is that of the file, by its digest, so are the counts of its instructions: only
-other code is disassembled.
+other code is disassembled. sm_86, sm_89 and sm_120 take the configurations of sm_80 in 99 KiB of shared memory: these must fit, and are not compared.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from zlib import crc32
 from smi.console import print_table
 from smi.files import write_text
 from smi.kernels import versions
+from smi.kernels.compile_case import SMALL, SMALLEST
 
 from ..measuring.record import BASELINE, ROOT
 from . import cubin, nvcc
@@ -34,6 +36,7 @@ COMMITTED = BASELINE / "compile_gate.json"
 ARCHITECTURES = (80, 90, 100)
 CHEAP = ("layer_norm",)  # operations whose kernels compile in a minute
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_90a": 232448, "sm_100": 232448}  # bytes that one program may use
+SHARED_LIMIT |= {f"sm_{architecture}": SMALLEST * 1024 for architecture in SMALL}
 COLUMNS = {
     "registers": "regs", "stack": "stack B", "spill_ops": "spills", "shared": "smem B", "instructions": "instr", "mma": "tensor core",
     "loads_128": "ldg128", "loads_other": "ldg", "async_128": "cp128", "async_other": "cp", "bulk": "tma",
@@ -88,12 +91,21 @@ def compile_work(work: tuple[int | Path, int | str]) -> dict[str, dict]:
     return {case.name: compile_triton(case, architecture, _known.get(case.name, {}).get(f"sm_{architecture}"))}
 
 
-def compile_all(cases: list, sources: list[Path], known: dict[str, dict], jobs: int | None) -> dict[str, dict]:
-    """{name: {architecture: facts}} of Triton cases and files of csrc, in `jobs` processes, by default one for each processor."""
+def ships_for(case) -> tuple[int, ...]:
+    """The architectures for which a case is compiled."""
+    held = case.architectures or ARCHITECTURES
+    return (*held, *(SMALL if 80 in held and case.shared <= SMALLEST else ()))
+
+
+def compile_all(
+    cases: list, sources: list[Path], known: dict[str, dict], jobs: int | None, among: tuple[int, ...] = ARCHITECTURES
+) -> dict[str, dict]:
+    """{name: {architecture: facts}} of Triton cases, for architectures among some, and files of csrc, in `jobs` processes, by default one for each
+    processor."""
     _cases[:] = cases
     _known.clear()
     _known.update(known)
-    work: list = [(i, a) for i, case in enumerate(cases) for a in case.architectures or ARCHITECTURES]
+    work: list = [(i, a) for i, case in enumerate(cases) for a in ships_for(case) if a in among]
     work += [(source, architecture) for source in sources for architecture in nvcc.ARCHITECTURES]
     kernels: dict[str, dict] = {case.name: {} for case in cases}
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
@@ -101,7 +113,7 @@ def compile_all(cases: list, sources: list[Path], known: dict[str, dict], jobs: 
             for name, facts in found.items():
                 kernels.setdefault(name, {})[architecture if isinstance(architecture, str) else f"sm_{architecture}"] = facts
             progress(f"{done}/{len(work)} {next(iter(found), '')}")
-    return kernels
+    return {name: found for name, found in kernels.items() if found}
 
 
 def progress(text: str) -> None:
@@ -122,6 +134,22 @@ def measure(only: list[str] | None, part: Part | None = None, committed: dict | 
     kernels = compile_all(triton_cases(only, part), sources, committed["kernels"] if committed else {}, jobs)
     progress("")
     return {"versions": versions, "kernels": kernels}
+
+
+def measure_small(only: list[str] | None, part: Part | None = None, jobs: int | None = None, least: int = 0) -> dict:
+    """The facts of Triton's kernels for SMALL. least: leave out what takes less shared memory on sm_80, by the committed file."""
+    committed = json.loads(COMMITTED.read_text())["kernels"]
+    cases = [case for case in triton_cases(only, part) if committed.get(case.name, {}).get("sm_80", {}).get("shared", least) >= least]
+    kernels = compile_all(cases, [], {}, jobs, SMALL)
+    progress("")
+    return {"versions": cubin.compiler_versions(), "kernels": kernels}
+
+
+def check_small(measured: dict) -> int:
+    """Print what spills or does not fit; the exit code."""
+    wrong = faults(measured)
+    print("\n".join(wrong) or f"{len(measured['kernels'])} kernel configurations fit without spills on sm_{', sm_'.join(map(str, SMALL))}")
+    return int(bool(wrong))
 
 
 def as_text(versions: dict, kernels: dict) -> str:
@@ -214,10 +242,13 @@ def check_compiled(full: bool) -> int:
         print("compile gate: not run, triton is not installed")
         return 0
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "bench.gates.compiled", "--check", *([] if full else ["--only", *CHEAP])]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    print(f"compile gate: {(done.stdout.strip() or done.stderr.strip()[-2000:])}")
-    return int(done.returncode != 0)
+    failed = False
+    for what in ("--check", "--small"):
+        command = [sys.executable, "-m", "bench.gates.compiled", what, *([] if full else ["--only", *CHEAP])]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        print(f"compile gate: {(done.stdout.strip() or done.stderr.strip()[-2000:])}")
+        failed = failed or done.returncode != 0
+    return int(failed)
 
 
 def part_of(text: str) -> Part:
@@ -232,6 +263,8 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--check", action="store_true", help="compare with the committed file, exit 1 on a difference")
     made.add_argument("--update", action="store_true", help="rewrite the committed file")
+    made.add_argument("--small", action="store_true", help="sm_86, sm_89 and sm_120 instead: exit 1 if a kernel spills or does not fit")
+    made.add_argument("--least", type=int, default=0, metavar="BYTES", help="of --small: what takes at least so much shared memory on sm_80")
     made.add_argument("--only", nargs="+", metavar="OPERATION", choices=(*versions.OPERATIONS, "csrc"), help="these operations, or csrc")
     made.add_argument("--part", type=part_of, metavar="I/N", help="the I-th of N parts of the configurations")
     made.add_argument("--jobs", type=int, metavar="N", help="processes; by default one for each processor")
@@ -242,6 +275,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser().error("TRITON_INTERPRET=1 is set: interpreted kernels are not compiled, unset it")
+    if options.small:
+        return check_small(measure_small(options.only, options.part, options.jobs, options.least))
     committed = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {"versions": {}, "kernels": {}}
     measured = measure(options.only, options.part, committed, options.jobs)
     if options.update:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from smi.kernels import versions
+from smi.kernels import tuned, versions
 from smi.kernels.attention import tiles
 
 BATCH, HEADS, IMAGE, PATCH = 128, 12, 224, 16  # images as in the benchmark cases
@@ -170,7 +170,7 @@ def classes(entries: tuple, architecture: int, longest: int) -> Iterator[tuple[i
 
 
 def attention_slots(device: torch.device) -> Iterator[Slot]:
-    architecture, longest = tiles.architecture_of(device), max(TOKENS)
+    architecture, longest = tuned.limits(device).code, max(TOKENS)
     axes = {"BT": powers(16, 128), "BS": powers(16, 128), "BE": (), "warps": powers(1, 8), "stages": (1, 2, 3, 4)}
     one_pass = axes | {"BS": ()}  # all keys of a head: given by the class
     for width, dtype in ATTENTION:

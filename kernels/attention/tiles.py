@@ -1,4 +1,5 @@
-"""Tiles of the attention kernels: which sizes a kernel is compiled for, by head width, bytes of a number, tokens and architecture.
+"""Tiles of the attention kernels: which sizes a kernel is compiled for, by head width, bytes of a number, tokens, and what limits a GPU: the
+instructions that multiply, and the shared memory of a block.
 
 Chosen from the compiler's report (registers, spills, shared memory, instructions; see README.md), not timed. A head is padded to a power of two.
 """
@@ -9,10 +10,11 @@ from typing import NamedTuple
 import torch
 
 from .. import tuned
-from ..compile_case import CompileCase
+from ..compile_case import SMALL, SMALLEST, CompileCase
 
 WIDEST = 128  # elements of a head
-OLDEST = 80  # architecture, capability times 10
+OLDEST = 80  # code
+LARGEST = 227  # KiB that a block gets on sm_90 and 100
 
 
 class Tile(NamedTuple):
@@ -26,11 +28,12 @@ class Tile(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A tile, the longest sequence it is for, and the oldest architecture (capability times 10) it is for. The first that fits is taken."""
+    """A tile, the longest sequence it is for, and the least it needs: code of `tuned.Limits`, KiB of a block. The first that fits is taken."""
 
     n: int  # tokens
     tile: Tile
     oldest: int = OLDEST
+    shared: int = SMALLEST
 
 
 ANY = 1 << 30  # tokens
@@ -72,13 +75,13 @@ BACKWARD = {
         Entry(128, Tile(16, 128, 128, 8, 2)),
         Entry(192, Tile(32, 128, 64, 8, 2), 90),
         Entry(160, Tile(32, 128, 32, 8, 1)),
-        Entry(256, Tile(32, 256, 256, 8, 2), 90),
+        Entry(256, Tile(32, 256, 256, 8, 2), 90, LARGEST),
     ),
     (128, 2): (
         Entry(16, Tile(16, 16, 16, 4, 1)),
         Entry(32, Tile(32, 32, 32, 4, 1)),
         Entry(64, Tile(64, 64, 64, 8, 1)),
-        Entry(128, Tile(32, 128, 128, 8, 1), 90),
+        Entry(128, Tile(32, 128, 128, 8, 1), 90, LARGEST),
     ),
     (16, 4): (Entry(16, Tile(16, 16, 16, 2, 1)), Entry(32, Tile(32, 32, 32, 4, 1))),
     (32, 4): (Entry(16, Tile(16, 16, 16, 2, 1)), Entry(32, Tile(32, 32, 32, 4, 1))),
@@ -89,6 +92,7 @@ BACKWARD = {
 # The pair for longer sequences: dq and delta by queries, dk and dv by keys.
 QUERIES = {(width, 2): Tile(64, 64, 0, 4, 2) for width in WIDTHS} | {(128, 2): Tile(64, 64, 0, 8, 2)}
 QUERIES |= {(width, 4): Tile(32, 32, 0, 8, 1) for width in (16, 32, 64)} | {(128, 4): Tile(16, 16, 0, 8, 1)}
+QUERIES_SMALL = QUERIES | {(128, 2): Tile(64, 64, 0, 8, 1)}  # where a block gets SMALLEST: there ptxas spills with two stages
 KEYS = {(width, 2): Tile(64, 64, 0, 4, 2) for width in (16, 32)} | {(64, 2): Tile(32, 64, 0, 4, 2), (128, 2): Tile(32, 64, 0, 8, 2)}
 KEYS |= {(width, 4): Tile(32, 32, 0, 8, 1) for width in WIDTHS}
 
@@ -101,17 +105,9 @@ def _key(width: int, dtype: torch.dtype) -> tuple[int, int]:
     return padded_width(width), dtype.itemsize
 
 
-def architecture_of(device: torch.device) -> int:
-    """Capability times 10; that of the newest tiles where kernels are interpreted."""
-    if device.type != "cuda":
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def first(entries: tuple[Entry, ...], n: int, architecture: int) -> Entry | None:
-    """The entry for n tokens on an architecture; None if there is none."""
-    return next((entry for entry in entries if n <= entry.n and entry.oldest <= architecture), None)
+def first(entries: tuple[Entry, ...], n: int, code: int, shared: int = LARGEST) -> Entry | None:
+    """The entry for n tokens where tl.dot is compiled to `code` and a block gets so many KiB; None if there is none."""
+    return next((entry for entry in entries if n <= entry.n and entry.oldest <= code and entry.shared <= shared), None)
 
 
 def _tuned(kernel: str, width: int, x: torch.Tensor, built_in: Tile) -> Tile:
@@ -127,19 +123,23 @@ def forward(n: int, width: int, x: torch.Tensor) -> Tile:
 
 def backward(n: int, width: int, x: torch.Tensor) -> Tile | None:
     """The tile of the single pass; None where n tokens take the pair."""
-    entry = first(BACKWARD[_key(width, x.dtype)], n, architecture_of(x.device))
+    gpu = tuned.limits(x.device)
+    entry = first(BACKWARD[_key(width, x.dtype)], n, gpu.code, gpu.shared // 1024)
     return _tuned(f"bwd-n{entry.n}", width, x, entry.tile) if entry else None
 
 
 def queries(width: int, x: torch.Tensor) -> Tile:
-    return _tuned("bwd-queries", width, x, QUERIES[_key(width, x.dtype)])
+    table = QUERIES_SMALL if tuned.limits(x.device).shared <= SMALLEST * 1024 else QUERIES
+    return _tuned("bwd-queries", width, x, table[_key(width, x.dtype)])
 
 
 def keys(width: int, x: torch.Tensor) -> Tile:
     return _tuned("bwd-keys", width, x, KEYS[_key(width, x.dtype)])
 
 
-def _case(name: str, kernel: Callable, number: str, width: int, tile: Tile, gathered: bool, constants: dict, on: tuple | None = None) -> CompileCase:
+def _case(
+    name: str, kernel: Callable, number: str, width: int, tile: Tile, gathered: bool, constants: dict, on: tuple | None = None, shared: int = SMALLEST
+) -> CompileCase:
     tensors = {f"p_{x}": f"*{number}" for x in ("qkv", "out", "grad", "dqkv")} | {"p_lse": "*fp32", "p_delta": "*fp32"}
     integers = dict.fromkeys(("H", "n", "L", "s_b", "s_t", "s_c", "s_h"), "i32")
     types = tensors | integers | {"scale": "fp32"}
@@ -158,6 +158,7 @@ def _case(name: str, kernel: Callable, number: str, width: int, tile: Tile, gath
         tile.stages,
         ("s_b", "s_t", "s_c", "s_h"),
         on,
+        shared,
     )
 
 
@@ -177,7 +178,10 @@ def compile_cases(kernels: dict[str, Callable]) -> list[CompileCase]:
                 constants = {"BE": tile.BE, "NS": -(-entry.n // tile.BS), "ONE_TILE": entry.n <= tile.BT}
                 on = tuple(a for a in ARCHITECTURES if first(BACKWARD[key], entry.n, a) is entry)
                 name = f"bwd-n{entry.n}" + (f"-sm{on[0]}" if on != ARCHITECTURES else "")
-                cases.append(_case(name, kernels["backward"], number, width, tile, gathered, constants, on))
-            cases.append(_case("bwd-queries", kernels["queries"], number, width, QUERIES[key], gathered, {}))
+                cases.append(_case(name, kernels["backward"], number, width, tile, gathered, constants, on, entry.shared))
+            other = QUERIES_SMALL[key] != QUERIES[key]
+            cases.append(_case("bwd-queries", kernels["queries"], number, width, QUERIES[key], gathered, {}, shared=SMALLEST + other))
+            if other:
+                cases.append(_case("bwd-queries-small", kernels["queries"], number, width, QUERIES_SMALL[key], gathered, {}, SMALL))
             cases.append(_case("bwd-keys", kernels["keys"], number, width, KEYS[key], gathered, {}))
     return cases

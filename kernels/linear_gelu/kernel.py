@@ -104,7 +104,7 @@ def backward(grad_y: Tensor, h: Tensor, weight: Tensor, activation: str) -> Tens
     dx = torch.empty(*h.shape[:-1], N, dtype=h.dtype, device=h.device)
     M = h.numel() // K
     if M:
-        tile = timed("linear_gelu", "bwd", choose(BACKWARD_TILES, M, N, h.device, h.dtype), M, N, K, h)
+        tile = timed("linear_gelu", "bwd", choose(BACKWARD_TILES, M, N, h.device, h.dtype, left=2), M, N, K, h)
         linear_gelu_bwd[grid(tile, M, N)](grad_y, h, weight, dx, M, N, K, **launch_options(tile, K, h.dtype), ACTIVATION=activation)
     return dx
 

@@ -5,7 +5,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from smi.kernels import matmul, versions
+from smi.kernels import matmul, tuned, versions
 from smi.kernels.attention import tiles
 
 pytestmark = pytest.mark.fast
@@ -41,7 +41,7 @@ def test_every_function_of_every_operation_has_classes():
 @pytest.mark.parametrize("architecture", [80, 90, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_every_gemm_tile_is_run_by_a_check(architecture, dtype, monkeypatch):
-    monkeypatch.setattr(matmul, "machine", lambda device: (architecture, 132))
+    monkeypatch.setattr(matmul, "limits", lambda device: tuned.Limits(architecture, 132, 227 * 1024))
     run = defaultdict(set)
     for operation in ("linear_gelu", "linear_residual"):
         kernel, sizes = versions.load(operation, "triton"), versions.sizes_of(operation)
