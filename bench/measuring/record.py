@@ -1,11 +1,8 @@
 """Result files: append-only, one JSON-lines file per device, every row with commit, versions and device."""
 
-import json
 import platform
 import re
-import subprocess
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,22 +10,12 @@ import torch
 from smi.environment import info_table
 from smi.kernels import verification
 
-ROOT = Path(__file__).parents[2]
+from .code import ROOT, commit
+from .rows_file import append, read
+
+__all__ = ["BASELINE", "RESULTS", "ROOT", "append", "commit", "read"]
+
 RESULTS, BASELINE = ROOT / "bench" / "results", ROOT / "bench" / "baseline"
-
-
-def git(*arguments: str) -> str | None:
-    """Output of git in the repository; None where there is no git or no repository."""
-    try:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def commit() -> dict:
-    """Which code is measured, and whether it is exactly the committed one."""
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)bench/results")  # rows are not code
-    return {"commit": git("rev-parse", "HEAD") or "unknown", "dirty": changes is None or bool(changes)}
 
 
 def cuda_environment(device: torch.device) -> dict:
@@ -81,23 +68,9 @@ def device_class(device: torch.device) -> str:
     return f"cpu-{widths}{native}{tiles}-{torch.get_num_threads()}threads"
 
 
-def results_file(device_name: str) -> Path:
-    """For example bench/results/nvidia-h200.jsonl."""
-    return RESULTS / (re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".jsonl")
-
-
-def append(path: Path | None, rows: Iterable[dict]) -> None:
-    """Add rows to a results file; nothing in it is ever rewritten. Without a path nothing is written."""
-    if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def read(path: Path) -> list[dict]:
-    """All rows of a results file, oldest first; none where there is no file."""
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()] if path.exists() else []
+def results_file(device_name: str, folder: Path | None = None) -> Path:
+    """For example bench/results/nvidia-h200.jsonl, or the same name in another folder."""
+    return (folder or RESULTS) / (re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") + ".jsonl")
 
 
 def newest_run(rows: list[dict]) -> list[dict]:

@@ -1,6 +1,6 @@
 """Result files: named after the device, appended to, read by run."""
 
-from bench.measuring import record
+from bench.measuring import record, rows_file
 
 
 def test_results_are_appended(tmp_path):
@@ -20,16 +20,12 @@ def test_the_newest_run_is_one_run():
     assert record.newest_run([{"a": 3}]) == []
 
 
-def test_appended_rows_do_not_make_the_code_dirty(tmp_path, monkeypatch):
-    """What is measured is the code: rows that a run has appended before leave it as it is, a changed line does not."""
-    for name in ("bench/results/x.jsonl", "smi/code.py"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text("1\n")
-    monkeypatch.setattr(record, "ROOT", tmp_path)
-    author = ["-c", "user.name=a", "-c", "user.email=a@b"]
-    for arguments in (["init"], ["add", "."], [*author, "commit", "-m", "first"]):
-        assert record.git(*arguments) is not None
-    (tmp_path / "bench/results/x.jsonl").write_text("1\n2\n")
-    assert not record.commit()["dirty"]
-    (tmp_path / "smi/code.py").write_text("2\n")
-    assert record.commit()["dirty"]
+def test_a_killed_process_costs_at_most_the_row_it_was_writing(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"i": 0}\n{"i": 1, "unfin')
+    rows_file.append(path, [{"i": 2}])
+    assert [row["i"] for row in rows_file.read(path)] == [0, 2]
+
+
+def test_rows_go_to_a_folder_of_choice(tmp_path):
+    assert record.results_file("NVIDIA H200", tmp_path) == tmp_path / "nvidia-h200.jsonl"
