@@ -65,7 +65,7 @@ CALLS = {
     "indices of more images": lambda: step(index=torch.zeros(3, 1, dtype=torch.long)),
     "other bounds": lambda: step(low=torch.zeros(2)),
     "other norms": lambda: step(norms=torch.ones(3)),
-    "images of fewer": lambda: patch_embed.take_pixels(torch.zeros(1, 3, 8, 8), cells, None, 4),
+    "images of fewer": lambda: patch_embed.take_pixels(torch.zeros(1, 3, 8, 8), cells, None, 4, torch.float32),
     "pixels of other patches": lambda: patch_embed.give_pixels(torch.zeros(2, 2, 47), cells, None, 4, torch.empty(2, 3, 8, 8)),
     "another position": lambda: Embed(torch.ones(8, 48), None, torch.ones(4, 7), torch.ones(1, 8), 4).forward(torch.zeros(2, 3, 8, 8), cells, None),
     "what autograd kept of another call": lambda: torch.ops.smi.attention_eager_backward(torch.ones(2, 5, 8), qkv, None, None, 1.0, torch.ones(3)),
