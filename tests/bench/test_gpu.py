@@ -15,8 +15,7 @@ from bench.measuring.ceilings import Ceilings
 from bench.tables import verified
 from bench.tables.rows import read_all
 from smi.kernels import versions
-from smi.kernels.check_process import Checker
-from smi.kernels.self_check import self_check
+from smi.kernels.check_process import Checker, self_check
 from smi.kernels.verdicts import Key, verdict_of
 
 CPU = torch.device("cpu")

@@ -5,8 +5,8 @@ import time
 import pytest
 import torch
 
-from smi.kernels import self_check, versions
-from smi.kernels.check_process import Checker
+from smi.kernels import versions
+from smi.kernels.check_process import Checker, self_check
 from smi.kernels.verdicts import Key
 
 pytestmark = pytest.mark.fast
@@ -107,10 +107,10 @@ def small(monkeypatch):
 
 
 def test_a_wrong_result_is_incorrect(small, monkeypatch):
-    assert self_check.self_check(key("d64", "backward"), CPU).correct
+    assert self_check(key("d64", "backward"), CPU).correct
     right = small.backward
     monkeypatch.setattr(small, "backward", lambda *args: right(*args) * 1.001)
-    found = self_check.self_check(key("d64", "backward"), CPU)
+    found = self_check(key("d64", "backward"), CPU)
     assert (found.outcome, found.wrong, found.lasting) == ("incorrect", True, True)
     assert "in out0" in found.note
 
@@ -125,7 +125,7 @@ def test_memory_that_a_version_does_not_write_is_poisoned(small, monkeypatch):
         return right(*args)
 
     monkeypatch.setattr(small, "backward", backward)
-    assert self_check.self_check(key("d64", "backward"), CPU).correct
+    assert self_check(key("d64", "backward"), CPU).correct
     assert fresh[0]
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -144,7 +144,7 @@ def test_an_error_of_the_machine_is_no_verdict(small, monkeypatch, error, outcom
         raise error
 
     monkeypatch.setattr(small, "forward", broken)
-    found = self_check.self_check(key("d64"), CPU)
+    found = self_check(key("d64"), CPU)
     assert found.outcome == outcome
     assert str(error) in found.note
 
@@ -156,11 +156,11 @@ def test_tiles_that_do_not_fit_are_a_verdict(small, monkeypatch):
         raise errors.OutOfResources(106624, 101376, "shared memory")
 
     monkeypatch.setattr(small, "forward", broken)
-    found = self_check.self_check(key("d64"), CPU)
+    found = self_check(key("d64"), CPU)
     assert (found.outcome, found.lasting) == ("failed", True)
 
 
 def test_what_a_version_does_not_take_is_unsupported(small, monkeypatch):
     monkeypatch.setattr(small, "unsupported", lambda function, *args: "it takes no odd rows", raising=False)
-    found = self_check.self_check(key("d64"), CPU)
+    found = self_check(key("d64"), CPU)
     assert (found.outcome, found.wrong, found.note) == ("unsupported", False, "it takes no odd rows")
