@@ -89,7 +89,7 @@ def test_indices_beyond_the_memory_are_refused(wrong, grad):
     with pytest.raises(IndexError, match="lengths must lie from 0 to 5"):
         attention(packed, None, torch.tensor([6]))
     with pytest.raises(IndexError, match="must lie from 0 to 3"):
-        patch_embed.take_pixels(torch.zeros(1, 3, 8, 8), wrong, None, 4)
+        patch_embed.take_pixels(torch.zeros(1, 3, 8, 8), wrong, None, 4, torch.float32)
     with pytest.raises(IndexError, match="must lie from 0 to 3"):
         step(index=wrong.expand(2, -1))
 
