@@ -62,14 +62,15 @@ def alternate(
     rounds: int = 10,
     sample_seconds: float = 1e-3,
     before: Callable[[], object] | None = None,
+    calls: Mapping[str, int] | None = None,
 ) -> dict[str, list[float]]:
     """Samples in seconds per call by name. Every round times every run once, in alternating order. A sample lasts about `sample_seconds`, or one
-    call where `before` (which empties the caches) is given."""
+    call where `before` (which empties the caches) is given. calls: of a sample by name, where they are known."""
 
-    def calls(run: Callable[[], object]) -> int:
+    def enough(run: Callable[[], object]) -> int:
         return 1 if before else max(1, min(1000, round(sample_seconds / max(elapsed(run, device), 1e-7))))
 
-    repeats = {name: calls(run) for name, run in runs.items()}
+    repeats = calls or {name: enough(run) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds):
         for name in list(runs)[:: -1 if i % 2 else 1]:

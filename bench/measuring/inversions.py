@@ -1,9 +1,7 @@
 """Measures steps and whole runs of our side and the baselines, in turn, within a time; gives rows for the result files."""
 
-from collections.abc import Callable
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from smi import cost
 from smi.inversion import augmentation
@@ -13,17 +11,18 @@ from smi.models.vit import ViT, describe
 
 from ..cases.suites import ITERATIONS, StepCase, WholeCase
 from ..sides import eager, ours
-from ..sides.make import build_model, make_step
+from ..sides.make import Step, build_model, make_step
 from ..sides.step_inputs import make_inputs
 from .budget import rounds_for, rounds_within, wall_seconds
 from .ceilings import Ceilings
 from .memory import peak_memory
 
 LONG = 0.05  # seconds of a round
+GPU_ROUNDS, REPLAYS = 10, 10  # on a GPU: rounds at most, replays of a graph between two events
 LOSS_AGREES = 0.02  # of eager's first loss: bfloat16's rounding, and no more
 
 
-def ready_sides(case: StepCase, model: nn.Module) -> tuple[dict[str, Callable[[], Tensor]], dict[str, str]]:
+def ready_sides(case: StepCase, model: nn.Module) -> tuple[dict[str, Step], dict[str, str]]:
     """The steps of a case, each called once, which warms it up; and why the others are not timed. No timing where the first losses disagree."""
     torch._dynamo.reset()  # what is compiled is compiled for one shape; more than a few in a process and nothing would be
     steps, losses, refused = {}, {}, {}
@@ -52,10 +51,11 @@ def measure_step(case: StepCase, device: torch.device, seconds: float, ceilings:
     model = build_model(case.model, dict(case.options), device)
     steps, refused = ready_sides(case, model)
     one_round = sum(wall_seconds(step, device) for step in steps.values())
-    rounds = rounds_for(seconds, one_round)
+    rounds = min(rounds_for(seconds, one_round), GPU_ROUNDS) if device.type == "cuda" else rounds_for(seconds, one_round)
     peaks = {side: peak_memory(step, device) for side, step in steps.items()} if device.type == "cuda" else {}
     once = (lambda: None) if device.type == "cpu" and one_round > LONG else None  # long steps need no repetitions, nor a call to find out how many
-    samples = timing.alternate(steps, device, rounds, before=once)
+    calls = replays_of(steps) if device.type == "cuda" else None
+    samples = timing.alternate(steps, device, rounds, before=once, calls=calls)
     vit = describe(model)
     active = vit.num_patches if case.active is None else case.active
     flops = case.batch * cost.step_flops(vit, active, cls_only=True)
@@ -63,6 +63,11 @@ def measure_step(case: StepCase, device: torch.device, seconds: float, ceilings:
     about |= {"tokens": active + vit.num_prefix, "image_size": list(vit.image_size), "depth": len(vit.blocks), "flops": flops, "rounds": rounds}
     rows = [about | step_row(side, steps[side], samples, flops, ceilings) | {"peak_bytes": peaks.get(side)} for side in steps]
     return rows + [about | {"side": side, "not_timed": reason} for side, reason in refused.items()]
+
+
+def replays_of(steps: dict[str, Step]) -> dict[str, int]:
+    """Steps of a sample on a GPU, by side: REPLAYS of a captured graph, one where each waits for the host anyway."""
+    return {side: REPLAYS if "CUDA graph" in step.resolved else 1 for side, step in steps.items()}
 
 
 def step_row(side: str, step, samples: dict[str, list[float]], flops: int, ceilings: dict[str, Ceilings]) -> dict:

@@ -1,13 +1,14 @@
 """Bytes of a step's saved activations, and the peak memory of a process that takes steps.
 
-One process measures one side and prints its peak above idle as JSON:
+On the CPU, where the peak is that of a process, one process measures one side and prints its peak above idle as JSON:
 
     python -m bench.measuring.memory --side eager --model deit_tiny_patch16_224 --batch 2
 
-`python -m bench.run --suite memory` starts one for every side.
+`python -m bench.run --suite memory` starts one for every side. On a GPU, whose allocator counts, all sides are measured in the process that asks.
 """
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -25,16 +26,17 @@ STEPS = 2  # of the measured process
 
 
 def measure_memory(case: MemoryCase, device: torch.device) -> list[dict]:
-    """Rows of all sides: bytes of saved activations, and the peak of a process of its own above its level with the model loaded."""
+    """Rows of all sides: bytes of saved activations, and the peak above the level with the model loaded, on the CPU in a process of its own."""
     rows = []
+    peak = peak_here if device.type == "cuda" else peak_of
     model = build_model(case.model, {}, device)
     for side in case.sides:
         about = {"kind": "memory", "case": case.name, "model": case.model, "batch": case.batch, "active": case.active, "side": side}
         try:
             kept = make_step(side, model, case.batch, case.active, variant=compiled.PLAIN).kept_bytes()
-            rows.append(about | {"kept_bytes": kept} | peak_of(side, case.model, case.batch, case.active, {}, device, torch.get_num_threads()))
-        except Exception as error:  # out of memory, tiles that do not fit: the other sides are still measured
-            rows.append(about | {"not_measured": str(error).splitlines()[0][:200]})
+            rows.append(about | {"kept_bytes": kept} | peak(side, case.model, case.batch, case.active, {}, device, torch.get_num_threads()))
+        except Exception as error:  # out of memory, for example: the other sides are still measured
+            rows.append(about | {"not_measured": f"{type(error).__name__}: {error}".splitlines()[0][:200]})
     return rows
 
 
@@ -46,6 +48,14 @@ def peak_of(side: str, model: str, batch: int, active: int | None, options: dict
     if done.returncode:
         raise RuntimeError(f"the process of {side} failed: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_here(side: str, model: str, batch: int, active: int | None, options: dict, device: torch.device, threads: int | None = None) -> dict:
+    """The same on a GPU in this process, which is left as it was."""
+    found = measure_process(side, model, batch, active, options, device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return found
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int:
@@ -88,6 +98,7 @@ def measure_process(side: str, model: str, batch: int, active: int | None, optio
     """
     network = build_model(model, options, device)
     if device.type == "cuda":
+        gc.collect()  # what other sides left
         torch.cuda.reset_peak_memory_stats(device)
         idle = torch.cuda.memory_allocated(device)
     else:

@@ -32,6 +32,7 @@ class Work:
     progress: Progress
     options: dict
     end: float = 0.0
+    rows: list[dict] = field(default_factory=list)  # of this process
     found: list[str] = field(default_factory=list)  # for the terminal's line
     alive: Callable[[], object] = lambda: None  # raises where the device answers no more
 
@@ -46,8 +47,9 @@ class Work:
             key, began = Key(self.section, self.part, name), time.monotonic()
             self.progress.mark(key, BEGUN)
             try:
-                rows = cases[name]() or []
-                outputs.append(self.folder / file, [{**(about or {}), **row} for row in rows])
+                rows = [{**(about or {}), **row} for row in cases[name]() or []]
+                outputs.append(self.folder / file, rows)
+                self.rows += rows
                 self.progress.mark(key, FINISHED, seconds=round(time.monotonic() - began, 2))
             except Exception as error:  # reported in the row and the log; the other cases are still measured
                 traceback.print_exc()
@@ -86,10 +88,15 @@ def read_line() -> str:
     return line.decode()
 
 
+def function_of(name: str) -> Callable[[Work], None]:
+    """ "module:function" """
+    module, function = name.split(":")
+    return getattr(import_module(module), function)
+
+
 def main() -> None:
     given = json.loads(sys.argv[1])
-    module, function = given["run"].split(":")
-    run = getattr(import_module(module), function)
+    run = function_of(given["run"])
     seconds = float(read_line())
     end_with_runner()
     progress = Progress(Path(given["progress"]), given["code"], given["call"], map(Path, given["earlier"]))

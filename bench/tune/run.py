@@ -26,8 +26,8 @@ import torch
 
 from smi.files import write_json
 from smi.kernels import comparison, timing, tuned, verification, versions
-from smi.kernels.precision import same_precision
 
+from ..measuring import raw
 from .slots import Slot, slots
 
 KERNELS = Path(tuned.__file__).parent
@@ -71,19 +71,8 @@ def time_all(runs: dict[Tile, Callable[[], object]], device: torch.device, round
 
 
 def results(slot: Slot, version: str, args: tuple) -> tuple[torch.Tensor, ...]:
-    """What the slot's raw function returns, or the copies of its arguments that it writes."""
-    args = tuple(arg.clone() if i in slot.written else arg for i, arg in enumerate(args))
-    returned = comparison.as_tuple(getattr(versions.load(slot.operation, version), slot.function)(*args))
-    return slot.defined(args, tuple(args[i] for i in slot.written) or returned)
-
-
-def in_float64(args: tuple) -> tuple:
-    def wide(arg):
-        if isinstance(arg, torch.dtype):
-            return torch.float64
-        return arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg
-
-    return tuple(map(wide, args))
+    """What of the results of the slot's raw function is defined."""
+    return slot.defined(args, raw.results(slot.operation, slot.function, version, args, slot.written))
 
 
 class Truth(NamedTuple):
@@ -96,9 +85,7 @@ class Truth(NamedTuple):
 
 def truth_of(slot: Slot, args: tuple) -> Truth:
     """By the error rule: twice the error of same-precision PyTorch, plus the rounding of the truth."""
-    exact = results(slot, "reference", in_float64(args))
-    with same_precision():
-        plain = results(slot, "reference", args)
+    exact, plain = (slot.defined(args, found) for found in raw.truth_and_plain(slot.operation, slot.function, args, slot.written))
     error = comparison.relative_error
     return Truth(args, exact, tuple(2 * error(p, t) + error(t.to(p.dtype), t) for p, t in zip(plain, exact, strict=True)))
 

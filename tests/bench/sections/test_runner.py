@@ -46,7 +46,7 @@ def read(path: Path) -> str:
 
 
 def test_cut_at_three_random_moments_nothing_finished_is_lost_or_done_again(tmp_path):
-    """Killed with SIGKILL, as a machine that is taken away: rows of finished cases are whole on disk, no process stays, the next call goes on."""
+    """Killed with SIGKILL, as a machine that is taken away: all rows of a finished case are on disk, no process stays, the next call goes on."""
     moments = [random.Random(time.time_ns()).uniform(0.4, 2.0) for _ in range(3)]
     known: dict[Key, str] = {}
     for moment in moments:
