@@ -27,12 +27,15 @@ DEPTH = 3  # blocks: all of a model's are alike, but for the last one
 
 
 class Target:
-    """A driver that names a GPU and launches nothing."""
+    """A driver that names a GPU and launches nothing. architecture: compute capability times 10."""
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
 
     def get_current_target(self):
         from triton.backends.compiler import GPUTarget
 
-        return GPUTarget("cuda", ARCHITECTURE, 32)
+        return GPUTarget("cuda", self.architecture, 32)
 
     def get_current_device(self) -> int:
         return 0
@@ -44,8 +47,8 @@ class Target:
         return torch.device("meta")
 
 
-def compile_only() -> list:
-    """From now on this process compiles Triton kernels for ARCHITECTURE and launches none; the list that it returns gets those it compiled."""
+def compile_only(architecture: int = ARCHITECTURE) -> list:
+    """From now on this process compiles Triton kernels for an architecture and launches none; the list that it returns gets those it compiled."""
     import triton
     from triton.runtime.jit import JITFunction, MockTensor
 
@@ -57,7 +60,7 @@ def compile_only() -> list:
 
         compiled.append(plain(self, *map(mock, args), grid=grid, warmup=True, **{name: mock(arg) for name, arg in options.items()}))
 
-    triton.runtime.driver.set_active(Target())
+    triton.runtime.driver.set_active(Target(architecture))
     JITFunction.run = run
     return compiled
 

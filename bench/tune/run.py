@@ -3,6 +3,8 @@ consult (kernels/tuned.py).
 
     python -m bench.tune                              every operation; what an interrupted run had finished is kept
     python -m bench.tune --only attention             some operations
+    python -m bench.tune --slots 'linear_gelu/fwd/*'  some slots, named "operation/slot"
+    python -m bench.tune --seconds 240 --out FOLDER   end after this time; write the table elsewhere
     python -m bench.tune --again                      those that an earlier run finished, too
 
 Runs offline from the repository's root, also where the package is not installed, with torch and triton alone. For every slot of the tile tables
@@ -15,9 +17,10 @@ import argparse
 import gc
 import hashlib
 import json
+import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -28,12 +31,16 @@ from smi.files import write_json
 from smi.kernels import comparison, timing, tuned, verification, versions
 
 from ..measuring import raw
-from .slots import Slot, slots
+from ..measuring.budget import Budget
+from .compile import Compiler
+from .slots import Slot, chosen, slots
 
 KERNELS = Path(tuned.__file__).parent
+RESERVE = 5.0  # seconds that a slot takes
 ROUNDS = 10  # of a step of the search; three times as many between the winner and the built-in tile
 
 Tile = tuple[int, ...]
+Compile = Callable[[Iterable[tuple[Slot, Tile | None]]], None]
 Timer = Callable[[dict[Tile, Callable[[], object]], torch.device, int], dict[Tile, list[float]]]
 
 
@@ -159,8 +166,12 @@ def built_in_tile(slot: Slot, args: tuple) -> Tile:
     return tried.built_in
 
 
-def search(slot: Slot, device: torch.device, timer: Timer = time_all, launched=compiled_kernels) -> Found:
-    """Downhill from the built-in tile, over neighbours that pass `check`."""
+def no_compiler(candidates: Iterable[tuple[Slot, Tile | None]]) -> None:
+    """Candidates are compiled when they are launched."""
+
+
+def search(slot: Slot, device: torch.device, timer: Timer = time_all, launched=compiled_kernels, compiler: Compile = no_compiler) -> Found:
+    """Downhill from the built-in tile, over neighbours that pass `check`. compiler: compiles candidates side by side before any is checked."""
     truths = [truth_of(slot, args) for args in slot.arguments(device)]
     args = tuple(arg.clone() if i in slot.written else arg for i, arg in enumerate(truths[0].args))  # timing writes into these
     built_in = best = built_in_tile(slot, args)
@@ -177,8 +188,9 @@ def search(slot: Slot, device: torch.device, timer: Timer = time_all, launched=c
 
     timed = {built_in}
     while True:
-        candidates = []
-        for tile in (t for t in neighbours(best, slot.axes) if t not in met):
+        candidates, tried = [], [tile for tile in neighbours(best, slot.axes) if tile not in met]
+        compiler((slot, tile) for tile in tried)
+        for tile in tried:
             met.add(tile)
             try:
                 check(slot, tile, truths, launched)
@@ -240,15 +252,23 @@ def tune(
     again: bool = False,
     timer: Timer = time_all,
     launched=compiled_kernels,
+    compiler: Compile = no_compiler,
+    folder: Path | None = None,
+    seconds: float = math.inf,
 ) -> list[str]:
-    """Search every slot that is not finished, writing each as soon as it is; returns what failed."""
-    path, failed = tuned.path_of(device_name), []
+    """Search every slot that is not finished, writing each as soon as it is; returns what failed or was left out. folder: of the table."""
+    path, failed, budget = (folder or tuned.FOLDER) / tuned.path_of(device_name).name, [], Budget(seconds)
+    left = [slot for slot in every if slot.name not in finished(path, slot.operation, again)]
+    compiler((slot, None) for slot in left)
     for operation in dict.fromkeys(slot.operation for slot in every):
         rows = finished(path, operation, again)
         for slot in (s for s in every if s.operation == operation and s.name not in rows):
+            if budget.left() < RESERVE:
+                failed.append(f"{operation} {slot.name}: no time left")
+                continue
             torch.manual_seed(0)
             try:
-                found = search(slot, device, timer, launched)
+                found = search(slot, device, timer, launched, compiler)
             except Exception as error:  # one slot that fails must not cost the others
                 failed.append(f"{operation} {slot.name}: {type(error).__name__}: {error}".splitlines()[0][:300])
                 print(failed[-1], flush=True)
@@ -274,15 +294,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="OPERATION", choices=versions.OPERATIONS, help="these operations")
     parser.add_argument("--again", action="store_true", help="also what an earlier run finished")
+    parser.add_argument("--slots", nargs="+", metavar="PATTERN", help="these slots, for example 'attention/fwd-*'")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="begin no slot after this time")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the table goes, instead of kernels/tiles")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print("bench.tune times tiles on a CUDA GPU and torch finds none here; the built-in tiles need no table", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     name = torch.cuda.get_device_name(device)
-    failed = tune(device, name, slots(device, options.only), options.again)
+    try:
+        every = chosen(slots(device, options.only), options.slots)
+    except ValueError as error:
+        parser.error(str(error))
+    failed = tune(device, name, every, options.again, compiler=Compiler(device), folder=options.out, seconds=options.seconds)
     tuned.table.cache_clear()
-    print(f"tiles of {name} are in {tuned.path_of(name)}; python -m bench.gpu checks and times the operations with them")
+    table = (options.out or tuned.FOLDER) / tuned.path_of(name).name
+    print(f"tiles of {name} are in {table}; python -m bench.gpu checks and times the operations with them")
     return 1 if failed else 0
 
 

@@ -1,17 +1,22 @@
 """What `bench.tune` times, as data: the slots of the tile tables, the arguments that ask for them, the values that their numbers may take."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
 
 import torch
 
+from smi.inversion.schedules import DIVISION, PUBLISHED_ITERATIONS, make_schedule
 from smi.kernels import tuned, versions
 from smi.kernels.attention import tiles
 
 BATCH, HEADS, IMAGE, PATCH = 128, 12, 224, 16  # images as in the benchmark cases
-WIDTHS = (192, 384, 768)  # tokens of DeiT-Tiny, -Small and -Base; MLPs are four times as wide
+WIDTHS = (768, 192, 384)  # tokens of DeiT-Base, -Tiny and -Small; MLPs are four times as wide
+RUNS = (("smi", None, 128), ("dense", None, 128), ("pri", DIVISION, 18))  # the published runs: method, division, trajectories at once
 TOKENS = (29, 47, 99, 148, 197, 577)  # the sequences of SMI, PRI and dense inversion at 224, and a dense one at 384
-ROWS = (47, 197)  # tokens of an image in the operations that see rows only
+ROWS = (47, 197)  # tokens of an image in layer_norm and cls_attention
 ATTENTION = ((64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float32))  # head widths: the usual one, and 72, 80, 128, which are padded to 128
 POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -66,17 +71,36 @@ def norm_slots() -> Iterator[Slot]:
         yield Slot("layer_norm", f"bwd/d{BD}/2", "backward", backward, axes)
 
 
+@cache
+def gemm_rows() -> tuple[int, ...]:
+    """Rows of the GEMMs in the published runs: of every bin that a launcher tells apart, a power of two, those of most iterations; the bins of most
+    iterations first. Then those of the last block, where the heads read one token of each image."""
+    count: Counter = Counter()
+    for method, division, batch in RUNS:
+        options = {} if division is None else {"division": division}
+        for stage in make_schedule(method, (IMAGE // PATCH) ** 2, PUBLISHED_ITERATIONS, **options).stages():
+            count[batch * (1 + stage.active)] += stage.stop - stage.start
+    bins: dict[int, list[int]] = {}
+    for rows, _ in count.most_common():
+        bins.setdefault(bin_of(rows), []).append(rows)
+    return (*(rows[0] for rows in bins.values()), *dict.fromkeys(batch for *_, batch in RUNS))
+
+
+def bin_of(rows: int) -> int:
+    return 1 << (rows - 1).bit_length()
+
+
 GEMM = {"BM": powers(32, 256), "BN": powers(32, 256), "BK": powers(32, 128), "warps": powers(4, 8), "stages": (1, 2, 3, 4, 5)}
 
 
 def gemm_slot(operation: str, kernel: str, function: str, N: int, K: int, rows: int, arguments: Callable) -> Slot:
     """A GEMM with result [rows, N] and inner dimension K. arguments: device, rows -> raw arguments."""
-    name = f"{kernel}/{N}x{K}/m{1 << (rows - 1).bit_length()}/2"
+    name = f"{kernel}/{N}x{K}/m{bin_of(rows)}/2"
     return Slot(operation, name, function, lambda device: [arguments(device, rows)], GEMM)
 
 
 def gelu_slots() -> Iterator[Slot]:
-    for width, tokens in ((w, t) for w in WIDTHS for t in ROWS):
+    for width, rows in ((w, r) for w in WIDTHS for r in gemm_rows()):
         hidden = 4 * width
 
         def forward(device, rows, width=width, hidden=hidden):
@@ -88,25 +112,25 @@ def gelu_slots() -> Iterator[Slot]:
             grad, h = draw(device, torch.bfloat16, 2, rows, hidden).unbind()
             return grad, h, weight, "gelu"
 
-        yield gemm_slot("linear_gelu", "fwd", "forward", hidden, width, BATCH * tokens, forward)
-        yield gemm_slot("linear_gelu", "bwd", "backward", width, hidden, BATCH * tokens, backward)
+        yield gemm_slot("linear_gelu", "fwd", "forward", hidden, width, rows, forward)
+        yield gemm_slot("linear_gelu", "bwd", "backward", width, hidden, rows, backward)
 
 
 def residual_slots() -> Iterator[Slot]:
-    for width, tokens in ((w, t) for w in WIDTHS for t in ROWS):
+    for width, rows in ((w, r) for w in WIDTHS for r in gemm_rows()):
         for inner in (width, 4 * width):  # the attention's projection, the MLP's second layer
 
             def forward(device, rows, width=width, inner=inner):
                 weight, bias = draw(device, torch.bfloat16, width, inner, scale=inner**-0.5), draw(device, torch.bfloat16, width)
                 return draw(device, torch.bfloat16, rows, inner), weight, bias, draw(device, torch.bfloat16, rows, width), None
 
-            yield gemm_slot("linear_residual", "fwd", "forward", width, inner, BATCH * tokens, forward)
+            yield gemm_slot("linear_residual", "fwd", "forward", width, inner, rows, forward)
 
         def backward(device, rows, width=width):
             weight = draw(device, torch.bfloat16, width, 4 * width, scale=(4 * width) ** -0.5)
             return draw(device, torch.bfloat16, rows, width), weight, None, draw(device, torch.bfloat16, rows, 4 * width), "gelu"
 
-        yield gemm_slot("linear_residual", "bwd_gelu", "backward_gelu", 4 * width, width, BATCH * tokens, backward)
+        yield gemm_slot("linear_residual", "bwd_gelu", "backward_gelu", 4 * width, width, rows, backward)
 
 
 # ---- attention, cls_attention
@@ -215,7 +239,7 @@ def active(device: torch.device, batch: int, n: int) -> torch.Tensor:
 
 def embed_slots() -> Iterator[Slot]:
     kernel = versions.load("patch_embed", "triton")
-    width, n, K = WIDTHS[-1], max(1, (IMAGE // PATCH) ** 2 // 4), 3 * PATCH**2
+    width, n, K = max(WIDTHS), max(1, (IMAGE // PATCH) ** 2 // 4), 3 * PATCH**2
     axes = {"BT": powers(32, 256), "BD": powers(32, 256), "BK": powers(16, 128), "warps": powers(4, 8), "stages": (1, 2, 3, 4, 5)}
     for batch, dtype in ((BATCH, torch.bfloat16), (max(1, BATCH // 8), torch.bfloat16), (BATCH, torch.float32)):
 
@@ -254,6 +278,14 @@ def step_slots() -> Iterator[Slot]:
     yield Slot("image_step", f"adam/p{PATCH}", "forward", lambda device: step(device, few), patches, written=(0, 2, 3))
     yield Slot("image_step", "adam/all", "forward", lambda device: step(device, None), strip, written=(0, 2, 3))
     yield Slot("image_step", "tv_norms_bwd/all", "tv_norms_backward", pull, strip)
+
+
+def chosen(every: list[Slot], patterns: list[str] | None) -> list[Slot]:
+    """The slots whose "operation/name" one of the patterns matches; all without patterns. Raises ValueError for a pattern that matches none."""
+    for pattern in patterns or ():
+        if not any(fnmatchcase(f"{slot.operation}/{slot.name}", pattern) for slot in every):
+            raise ValueError(f"no slot is called {pattern}: for example {', '.join(f'{slot.operation}/{slot.name}' for slot in every[:3])}")
+    return [slot for slot in every if not patterns or any(fnmatchcase(f"{slot.operation}/{slot.name}", pattern) for pattern in patterns)]
 
 
 def slots(device: torch.device, only: list[str] | None = None) -> list[Slot]:

@@ -1,6 +1,9 @@
 """The tool that times tiles, without a GPU: kernels interpreted on small shapes, times made up."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -21,6 +24,7 @@ def small(monkeypatch):
     """The sizes of all slots, small."""
     for name, value in SMALL.items():
         monkeypatch.setattr(tune_slots, name, value)
+    monkeypatch.setattr(tune_slots, "gemm_rows", lambda: (3, 7))
     monkeypatch.setattr(tune_slots, "ATTENTION", ((64, torch.bfloat16), (64, torch.float32)))
     monkeypatch.setattr(versions.load("patch_embed", "triton"), "LARGE_FROM", 1 * 5 * 48)
 
@@ -202,3 +206,58 @@ def test_committed_tables_name_slots_that_exist():
 def test_without_a_gpu_one_sentence(capsys):
     assert tune.main(["--only", "attention"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_rows_are_those_of_the_published_runs():
+    """Of every bin that a launcher of those runs asks for: batch 128 in SMI's stages, 18 in PRI's, one token an image in the last block."""
+    rows = tune_slots.gemm_rows()
+    assert {tune_slots.bin_of(r) for r in rows} == {32768, 16384, 8192, 4096, 2048, 1024, 128, 32}
+    assert len(rows) == 8
+    assert {128 * 197, 128 * 47} <= set(rows)
+    assert all(r % 128 == 0 or r % 18 == 0 for r in rows)
+
+
+def test_slots_are_chosen_by_name(small):
+    every = tune_slots.slots(CPU, ["linear_gelu", "linear_residual"])
+    found = tune_slots.chosen(every, ["linear_gelu/fwd/*/m4/2", "linear_residual/bwd_gelu/*"])
+    assert {slot.operation for slot in found} == {"linear_gelu", "linear_residual"}
+    assert 0 < len(found) < len(every)
+    assert tune_slots.chosen(every, None) == every
+    with pytest.raises(ValueError, match="no slot is called linear_gelu/forward"):
+        tune_slots.chosen(every, ["linear_gelu/forward"])
+
+
+def test_candidates_are_compiled_before_any_is_timed(small, folder):
+    """First all slots in their built-in tiles; then, at every step of a search, all candidates before one of them is timed."""
+    every, compiled = [slot_named("layer_norm", "fwd/d64/2"), slot_named("layer_norm", "bwd/d64/2")], []
+
+    def timer(runs, device, rounds):
+        assert compiled[0] == (every[0].name, None)
+        assert compiled[1] == (every[1].name, None)
+        assert set(runs) <= {tile for _, tile in compiled} | {(16, 4)}
+        return prefer((4, 2))(runs, device, rounds)
+
+    def compiler(candidates):
+        compiled.extend((slot.name, tile) for slot, tile in candidates)
+
+    assert tune.tune(CPU, "Imaginary 1", every, timer=timer, compiler=compiler) == []
+    assert len(compiled) > 8
+
+
+def test_tables_go_to_a_folder_of_choice_and_a_slot_without_time_is_named(small, folder, tmp_path):
+    every = [slot_named("layer_norm", "fwd/d64/2")]
+    assert tune.tune(CPU, "Imaginary 1", every, timer=prefer((4, 2)), folder=tmp_path / "out", seconds=1.0) == ["layer_norm fwd/d64/2: no time left"]
+    assert tune.tune(CPU, "Imaginary 1", every, timer=prefer((4, 2)), folder=tmp_path / "out") == []
+    assert (tmp_path / "out/imaginary-1.json").exists()
+    assert not folder.exists()
+
+
+def test_a_process_that_sees_no_gpu_compiles_a_slot(tmp_path):
+    """The kernel of a slot is in Triton's cache afterwards, for the architecture that was named."""
+    pytest.importorskip("triton")
+    code = "from bench.tune import compile; compile.compile_one((90, 'layer_norm', 'fwd/d1024/2', (8, 4)))"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | {"TRITON_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    (made,) = tmp_path.rglob("layer_norm_fwd.json")
+    about = json.loads(made.read_text())
+    assert (about["target"]["arch"], about["num_warps"]) == (90, 4)
