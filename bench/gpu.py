@@ -67,7 +67,7 @@ def has_gpu() -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 where all is finished, 1 where something is left, 2 where there is no GPU."""
+    """0 where all is finished and right, 1 where something is left or wrong, 2 where there is no GPU."""
     began = time.monotonic()
     options = parser().parse_args(arguments)
     if not options.rehearse and not has_gpu():
@@ -85,7 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"not finished: {', '.join(left)}; the same command goes on")
     for fault in outputs.faults(folder) if options.out else []:
         print(f"in {folder}: {fault}")
-    return int(bool(left))
+    wrong = [name for row in progress.rows() for name in row.get("wrong", ())]
+    return int(bool(left or wrong))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ def run(work: Work) -> None:
             cases[name] = lambda call=call, version=version, dtype=dtype: [check(call, version) | {"dtype": short(dtype)}]
     work.cases(cases, setting.file, setting.about)
     taken = [row for row in work.rows if "unsupported" not in row]
-    wrong = [f"{row['version']} {row['call']}" for row in taken if not (row["correct"] and row["repeats"])]
-    work.found.insert(0, f"{work.part} {len(taken) - len(wrong)} of {len(taken)} right" + "".join(f", WRONG {name}" for name in wrong[:4]))
+    work.wrong += [f"{row['version']} {row['call']}" for row in taken if not (row["correct"] and row["repeats"])]
+    work.found.insert(0, f"{work.part} {len(taken) - len(work.wrong)} of {len(taken)} right")
 
 
 def calls_of(setting: Setting, operation: str) -> list[tuple[Call, torch.dtype]]:

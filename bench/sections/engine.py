@@ -39,10 +39,10 @@ def run(work: Work) -> None:
     for side in reversed(sides):
         cases[f"PRI {side}"] = lambda side=side: [events(setting, side)]
     work.cases(cases, setting.file, setting.about)
-    good = [row for row in work.rows if row["right"]]
-    wrong = "".join(f", WRONG {row['kind']} {row['side']}" for row in work.rows if not row["right"])
+    work.wrong += [f"{row['kind']} {row['side']}" for row in work.rows if not row["right"]]
     cosines = [row["cosine"] for row in work.rows if row["kind"] == "gradient"]
-    work.found.insert(0, f"{len(good)} of {len(work.rows)} right{wrong}" + (f", least cosine {min(cosines):.4f}" if cosines else ""))
+    right = f"{len(work.rows) - len(work.wrong)} of {len(work.rows)} right"
+    work.found.insert(0, right + (f", least cosine {min(cosines):.4f}" if cosines else ""))
 
 
 def gradient(vit: ViT, active: int, side: str) -> dict:

@@ -175,6 +175,8 @@ class Run:
         done = [row for (_, case), row in last.items() if case and row["state"] == FINISHED]
         open_parts = self.unfinished(section)
         found = [row["found"] for row in rows if row.get("found")]
+        wrong = [name for row in rows for name in row.get("wrong", ())]
+        found += [f"WRONG: {', '.join(wrong[:4])}" + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else "")] if wrong else []
         bad = [f"{row['case']} {row['state']}" for (_, case), row in last.items() if case and row["state"] != FINISHED]
         if limit < LEAST_SECONDS:
             head = "no time"

@@ -4,7 +4,7 @@ import torch
 
 from smi.kernels import verification, versions
 from smi.kernels.check_process import Checker
-from smi.kernels.verdicts import COMPILED_BY, Key, Verdict, identity
+from smi.kernels.verdicts import COMPILED_BY, Key, Verdict, from_row, identity
 
 from .setting import settle
 from .worker import Work
@@ -29,6 +29,5 @@ def run(work: Work) -> None:
             return [row(verification.checked(key, setting.device, checker), setting.device)]
 
         work.cases({str(key): lambda key=key: check(key) for key in keys}, setting.file, setting.about)
-    wrong = [each for each in work.rows if each["outcome"] not in ("correct", "unsupported")]
     work.found += [f"{sum(each['speedup'] > 1 for each in work.rows)} of {len(work.rows)} chosen"]
-    work.found += [f"{each['outcome']}: {each['operation']} {each['function']} {each['version']} {each['dtype']}" for each in wrong[:4]]
+    work.wrong += [f"{verdict.key} {verdict.outcome}" for verdict in map(from_row, work.rows) if verdict.wrong]

@@ -34,6 +34,7 @@ class Work:
     end: float = 0.0
     rows: list[dict] = field(default_factory=list)  # of this process
     found: list[str] = field(default_factory=list)  # for the terminal's line
+    wrong: list[str] = field(default_factory=list)  # what is not right, by name: the command fails
     alive: Callable[[], object] = lambda: None  # raises where the device answers no more
 
     def left(self) -> float:
@@ -102,7 +103,7 @@ def main() -> None:
     progress = Progress(Path(given["progress"]), given["code"], given["call"], map(Path, given["earlier"]))
     work = Work(given["section"], given["part"], Path(given["folder"]), progress, given["options"], time.monotonic() + seconds)
     run(work)
-    progress.mark(Key(work.section, work.part), FINISHED, found="; ".join(work.found))
+    progress.mark(Key(work.section, work.part), FINISHED, found="; ".join(work.found), wrong=work.wrong)
 
 
 if __name__ == "__main__":

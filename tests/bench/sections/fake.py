@@ -21,6 +21,12 @@ def slow(work: Work) -> None:
     work.found.append("all well")
 
 
+def wrong(work: Work) -> None:
+    """One case whose result is not right."""
+    work.cases({"first": lambda: [{"case": "first"}]}, RESULTS)
+    work.wrong += [f"w{i}" for i in range(6)]
+
+
 def hanging(work: Work) -> None:
     """The second case never ends, and has a child that does not either."""
     cases = {"first": lambda: [{"case": "first"}], "hangs": lambda: subprocess.run(["sleep", "1000"]) and None, "last": lambda: [{"case": "last"}]}

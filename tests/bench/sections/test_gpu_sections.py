@@ -14,6 +14,7 @@ from bench.tables import verified
 from bench.tables.rows import measurements
 from smi.kernels import versions
 from smi.kernels.check_process import Checker, self_check
+from smi.kernels.verdicts import verdict_of
 
 SECTIONS = {section.name: section for section in (*plans.FIRST, *plans.ALL)}
 COLUMNS = {"commit", "dirty", "device", "torch", "run", "section", "kind"}
@@ -89,7 +90,7 @@ def test_a_wrong_function_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel, "backward", lambda *args: plain(*args) * 1.1)
     work, rows = rehearse("checks", tmp_path, "layer_norm")
     assert {(row["function"], row["version"]) for row in rows if not row.get("correct", True)} == {("backward", "cpu")}
-    assert "WRONG cpu layer_norm backward" in work.found[0]
+    assert any(name.startswith("cpu layer_norm backward") for name in work.wrong)
 
 
 def test_what_changes_from_run_to_run_is_not_right(tmp_path, monkeypatch):
@@ -140,7 +141,15 @@ def test_what_a_version_does_not_take_is_no_failure(tmp_path, monkeypatch, few_r
     monkeypatch.setattr(versions.load("layer_norm", "triton"), "unsupported", lambda function, *args: "it takes no odd rows", raising=False)
     work, rows = rehearse("verdicts", tmp_path)
     assert {(row["outcome"], row["note"]) for row in rows} == {("unsupported", "it takes no odd rows")}
-    assert work.found == [f"0 of {len(rows)} chosen"]
+    assert (work.found, work.wrong) == ([f"0 of {len(rows)} chosen"], [])
+
+
+@pytest.mark.parametrize("outcome", ["incorrect", "failed", "crashed"])
+def test_what_is_to_be_mended_is_one(tmp_path, monkeypatch, few_rows, outcome):
+    monkeypatch.setattr(Checker, "check", lambda self, key, device: verdict_of(key, outcome, "note"))
+    work, rows = rehearse("verdicts", tmp_path)
+    assert len(work.wrong) == len(rows)
+    assert work.wrong[0] == f"layer_norm forward (triton, bfloat16, d1024) {outcome}"
 
 
 @pytest.mark.parametrize("name", ["steps", "compiled"])

@@ -120,6 +120,11 @@ def test_a_section_may_use_what_those_before_it_left(tmp_path, monkeypatch):
     assert limits == [20, 25, 25]  # too little for all of them: the first ones have theirs
 
 
+def test_what_is_wrong_is_in_the_line(tmp_path, capsys):
+    assert fake.run(tmp_path, 30, [fake.section("bad", "wrong")]) == []
+    assert "WRONG: w0, w1, w2, w3 and 2 more" in capsys.readouterr().out
+
+
 def test_without_time_a_section_is_named_and_not_begun(tmp_path, capsys):
     assert fake.run(tmp_path, 0.1, fake.PLAN[:1]) == ["one"]
     assert capsys.readouterr().out.startswith("one: no time in 0 s")
