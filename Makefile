@@ -6,7 +6,7 @@ OUT ?= out/gpu-first
 OPERATIONS = $(patsubst kernels/%/op.py,smi.kernels.%,$(wildcard kernels/*/op.py))
 API = smi smi.importance smi.losses smi.distillation smi.quantization $(OPERATIONS)
 
-.PHONY: help demo test test-fast lint docs package kernels bench bench-quick bench-check tables gpu gpu-pack gpu-first gpu-tune cpu-attention teacher clean
+.PHONY: help demo test test-fast lint docs package kernels executor bench bench-quick bench-check tables gpu gpu-pack gpu-first gpu-tune cpu-attention teacher clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -41,6 +41,9 @@ package: $(VENV)/installed ## source distribution and wheel in dist/, metadata c
 
 kernels: $(VENV)/installed ## what the compiler makes of every kernel: registers, spills, shared memory, instructions
 	$(RUN) bench.gates.compiled
+
+executor: $(VENV)/installed ## execute the compiled kernels on the CPU: every tile for sm_80 and sm_90 (half an hour)
+	$(RUN) bench.executor
 
 bench: $(VENV)/installed ## ours beside eager and torch.compile: steps, whole runs, memory, scaling, operations (15 minutes), then tables and plots
 	$(RUN) bench.run && $(RUN) bench.paper

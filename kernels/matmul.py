@@ -8,6 +8,7 @@ import triton.language as tl
 
 from . import tuned
 from .compile_case import CompileCase
+from .hopper import fence_copies
 from .tuned import limits
 
 RSQRT_2 = tl.constexpr(0.7071067811865476)
@@ -129,6 +130,7 @@ def product(
             b_w = tl.load(p_wt) if EVEN_K else tl.load(p_wt, mask=m_k[:, None], other=0.0)
         else:
             b_w = tl.load(p_wt, mask=m_n if EVEN_K else m_n & m_k[:, None], other=0.0)
+        fence_copies(b_w)
         b_sum = tl.dot(b_x, b_w, b_sum, input_precision=PRECISION)
         p_xt += BK
         p_wt += step

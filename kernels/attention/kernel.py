@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..compile_case import CompileCase
+from ..hopper import fence_copies
 from . import tiles
 
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -68,6 +69,8 @@ def attention_fwd(
         # [BS, BD]
         b_k = tl.load(p_k, mask=m_s[:, None] & m_d[None, :], other=0.0)
         b_v = tl.load(p_k + s_c, mask=m_s[:, None] & m_d[None, :], other=0.0)
+        if not ONE_TILE:
+            fence_copies(b_k)
         # [BT, BS], in powers of two
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2E)
         b_s = tl.where(m_s[None, :], b_s, float("-inf"))
@@ -78,6 +81,8 @@ def attention_fwd(
         b_p = tl.exp2(b_s - b_new[:, None])
         b_l = b_l * b_shrink + tl.sum(b_p, 1)
         b_o = b_o * b_shrink[:, None]
+        if not ONE_TILE:
+            fence_copies(b_v)
         b_o = tl.dot(b_p.to(b_v.dtype), b_v, b_o, input_precision="ieee")
         b_m = b_new
 
@@ -130,9 +135,12 @@ def attention_bwd(
         o_t = i_t * BT + tl.arange(0, BT)
         m_t = o_t < end
         m_td = m_t[:, None] & m_d[None, :]
+        o_r = row_offsets(p_index, i_b, n, o_t, m_t, 1, USE_INDEX)
         # [BT, BD]
-        b_q = tl.load(p_q + row_offsets(p_index, i_b, n, o_t, m_t, s_t, USE_INDEX)[:, None], mask=m_td, other=0.0)
+        b_q = tl.load(p_q + (o_r * s_t)[:, None], mask=m_td, other=0.0)
         b_do = tl.load(p_do + o_t[:, None] * (H * D), mask=m_td, other=0.0)
+        if not ONE_TILE:
+            fence_copies(b_q)
         # [BT]; a query past the end has weights, but no gradient to weigh
         b_lse = tl.load(p_lse + (i_b * H + i_h) * n + o_t, mask=m_t, other=0.0) * log2e
         b_l = tl.zeros([BT], tl.float32)
@@ -163,7 +171,7 @@ def attention_bwd(
             b_dk += (tl.dot(b_ds, b_q, b_dk_old[j], input_precision="ieee"),)
             # [BT, BD]
             b_dq = tl.dot(tl.trans(b_ds), b_k[j], b_dq, input_precision="ieee")
-        p_dq_t = p_dq + row_offsets(p_index, i_b, n, o_t, m_t, 3 * H * D, USE_INDEX)[:, None]
+        p_dq_t = p_dq + (o_r * (3 * H * D))[:, None]
         tl.store(p_dq_t, (b_dq * scale).to(p_dqkv.dtype.element_ty), mask=m_td)
 
     for j in tl.static_range(NS):
@@ -211,6 +219,7 @@ def attention_bwd_queries(
         # [BS, BD]
         b_k = tl.load(p_k, mask=m_s[:, None] & m_d[None, :], other=0.0)
         b_v = tl.load(p_k + s_c, mask=m_s[:, None] & m_d[None, :], other=0.0)
+        fence_copies(b_k)
         # [BT, BS]
         b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * (scale * LOG2E)
         b_p = tl.where(m_s[None, :], tl.exp2(b_s - b_lse[:, None]), 0.0)
@@ -256,6 +265,7 @@ def attention_bwd_keys(
         # [BT]
         b_lse = tl.load(p_lse + (i_b * H + i_h) * n + o_t, mask=m_t, other=float("inf")) * LOG2E
         b_delta = tl.load(p_delta + (i_b * H + i_h) * n + o_t, mask=m_t, other=0.0)
+        fence_copies(b_q)
         # [BS, BT]
         b_p, b_dp = weights_and_gradient(b_q, b_do, b_k, b_v, b_lse, m_s, scale * LOG2E)
         b_ds = (b_p * (b_dp - b_delta[None, :])).to(b_q.dtype)

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..compile_case import CompileCase
+from ..hopper import fence_copies, settled
 from ..matmul import TILES, Table, Tile, activate, cases, choose, grid, halves, launch_options, product, slope, tile_position, timed
 
 # The derivative is taken in registers, of a BM x BK tile: steps of 32 instead of 64, or it spills (compile gate); 4 bytes as in TILES.
@@ -73,7 +74,8 @@ def linear_gelu_bwd(
             b_w = tl.load(p_wt, mask=m_n & m_k[:, None], other=0.0)
         # [BM, BK]
         b_dh = (b_dy.to(tl.float32) * slope(b_h.to(tl.float32), ACTIVATION)).to(b_w.dtype)
-        b_dx = tl.dot(b_dh, b_w, b_dx, input_precision=PRECISION)
+        fence_copies(b_w)
+        b_dx = settled(tl.dot(b_dh, b_w, b_dx, input_precision=PRECISION), b_w)
         p_dyt += BK
         p_ht += BK
         p_wt += BK * N

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import tuned
 from ..compile_case import CompileCase
+from ..hopper import fence_copies, settled
 from .sizes import LARGE_FROM
 
 # Tiles: tokens BT, model dimensions BD, patch pixels BK, warps, stages. Forward sums over BK, backward over BD.
@@ -97,7 +98,8 @@ def patch_embed_fwd(
         b_p = tl.load(p_p, mask=m_j[:, None] & m_k[None, :], other=0.0).to(p_weight.dtype.element_ty)
         # [BK, BD]
         b_w = tl.load(p_weight + o_d[None, :] * K + o_k[:, None], mask=m_d[None, :] & m_k[:, None], other=0.0)
-        b_t = tl.dot(b_p, b_w, b_t, input_precision="ieee")
+        fence_copies(b_w)
+        b_t = settled(tl.dot(b_p, b_w, b_t, input_precision="ieee"), b_w)
     m = m_t[:, None] & m_d[None, :]
     if USE_BIAS:
         b_bias = tl.load(p_bias + o_d, mask=m_d, other=0.0).to(tl.float32)
@@ -138,6 +140,7 @@ def patch_embed_bwd(
         b_t = tl.load(p_row[:, None] + o_d[None, :], mask=m_t[:, None] & m_d[None, :], other=0.0).to(p_weight.dtype.element_ty)
         # [BD, BK]
         b_w = tl.load(p_weight + o_d[:, None] * K + o_k[None, :], mask=m_d[:, None] & m_k[None, :], other=0.0)
+        fence_copies(b_w)
         b_p = tl.dot(b_t, b_w, b_p, input_precision="ieee")
     # [BT, BK]
     p_p = (p_dimages + o_b.to(tl.int64) * (CHANNELS * HEIGHT * WIDTH))[:, None] + pixel_offsets(b_y, b_x, flip, o_k, HEIGHT, WIDTH, PATCH)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.executor import csrc as executed
 from smi.csrc import build
 from smi.kernels.attention import cuda
 from smi.kernels.attention.reference import attention
@@ -159,6 +160,13 @@ def test_no_bank_conflicts(library, n, width):
     machine.backward(case["grad"], case["qkv"], None, None, out, lse, case["scale"])
     assert (machine.counters.matrix_conflicts, machine.counters.store_conflicts) == (0, 0)
     assert machine.counters.products == 2 * 2 * 2 * 5 * (n // 16) ** 2 * (width // 16)  # five products, none computed twice
+
+
+@needs_compiler
+def test_the_executor_of_ptx_chooses_as_the_launch_does(library):
+    for width, most in cuda.MOST_TOKENS.items():
+        for backward, tokens in itertools.product((False, True), range(1, most + 1)):
+            assert executed.choose(backward, width, tokens).shared == library.smi_shared_bytes(tokens, width, int(backward))
 
 
 @needs_compiler
