@@ -6,7 +6,7 @@ OUT ?= out/gpu-first
 OPERATIONS = $(patsubst kernels/%/op.py,smi.kernels.%,$(wildcard kernels/*/op.py))
 API = smi smi.importance smi.losses smi.distillation smi.quantization $(OPERATIONS)
 
-.PHONY: help demo test test-fast lint docs package kernels executor bench bench-quick bench-check tables gpu gpu-pack gpu-first gpu-tune cpu-attention teacher clean
+.PHONY: help demo test test-fast lint docs package kernels executor bench bench-quick bench-check sanitize tables gpu gpu-pack gpu-first gpu-tune cpu-attention teacher clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -53,6 +53,9 @@ bench-quick: $(VENV)/installed ## the key figures (2 minutes)
 
 bench-check: $(VENV)/installed ## fail if something regressed: FLOPs, saved activations, compiled kernels, speed-ups, against the committed baselines
 	$(RUN) bench.check
+
+sanitize: $(VENV)/installed ## the C++ under sanitizers: its tests for addresses and undefined behaviour, the recorded pass for threads
+	$(RUN) bench.gates.sanitizers
 
 tables: $(VENV)/installed ## render the measured tables of README and docs from the rows in bench/results
 	$(RUN) bench.tables

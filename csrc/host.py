@@ -29,6 +29,12 @@ AUTOGRAD_FOLDER = FOLDER.parent / "autograd"
 AUTOGRAD_FLAGS = ["-std=c++20", "-O1", "-fPIC", "-shared"]  # most of its time is spent on the headers
 
 
+def sanitizer_flags(sanitizers: str | None = None) -> list[str]:
+    """For a build that checks itself: the sanitizers that are named or, where none is, those of SMI_SANITIZE, for example address,undefined."""
+    sanitizers = os.environ.get("SMI_SANITIZE", "") if sanitizers is None else sanitizers
+    return [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"] if sanitizers else []
+
+
 class BuildFailed(ImportError):
     """The library cannot be built or loaded here; the message says why."""
 
@@ -95,16 +101,20 @@ class Library:
         if reason:
             raise BuildFailed(reason)
         try:
-            recipe = self.recipe(found)
-            path = recipe.path(self.file)
-            if not path.exists():
-                print(f"smi: compiling {self.announced}", file=sys.stderr)
-                _compile(found, recipe, path)
-            loaded = ctypes.CDLL(str(path))
+            loaded = ctypes.CDLL(str(self.compile(found)))
             self.connect(loaded)
             return loaded
         except (OSError, RuntimeError, AttributeError) as error:
             raise BuildFailed(f"{self.name} cannot be built here: {str(error)[-500:]}") from error
+
+    def compile(self, found: str) -> Path:
+        """Where it lies, compiled by that compiler where it is missing. Raises RuntimeError with the compiler's words."""
+        recipe = self.recipe(found)
+        path = recipe.path(self.file)
+        if not path.exists():
+            print(f"smi: compiling {self.announced}", file=sys.stderr)
+            _compile(found, recipe, path)
+        return path
 
 
 def compiler() -> str | None:
@@ -121,7 +131,7 @@ def _compile(compiler: str, recipe: Recipe, target: Path) -> None:
 
 def _cpu_recipe(compiler: str) -> Recipe:
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-    return Recipe([*FLAGS, native], sorted(FOLDER.glob("*.*")), _macros(compiler, native))
+    return Recipe([*FLAGS, native, *sanitizer_flags()], sorted(FOLDER.glob("*.*")), _macros(compiler, native))
 
 
 def _autograd_recipe(compiler: str) -> Recipe:
@@ -129,6 +139,7 @@ def _autograd_recipe(compiler: str) -> Recipe:
 
     include, flags = torch_folder() / "include", [*AUTOGRAD_FLAGS, f"-D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}"]
     flags += ["-I", str(include), "-I", str(include / "torch/csrc/api/include"), "-L", str(torch_folder() / "lib"), "-ltorch_cpu", "-lc10"]
+    flags += sanitizer_flags()
     sources = [*sorted(AUTOGRAD_FOLDER.glob("*.*")), *sorted(FOLDER.glob("*.h"))]
     return Recipe(flags, sources, _macros(compiler) + torch.__version__.encode())
 

@@ -48,25 +48,25 @@ class Difference(NamedTuple):
     certain: bool = False
 
 
-def prove(found: Found, vit: ViT, read: Callable[[nn.Module], ViT], *, frozen: bool) -> Front | None:
-    """Compare the description of `found.vit` with what `found.outer` answers; what the latter does to its pixels first, None for nothing.
+def prove(found: Found, vit: ViT, read: Callable[[nn.Module], ViT], *, frozen: bool) -> tuple[ViT, Front | None]:
+    """Compare the description of `found.vit` with what `found.outer` answers; the description, and what the model does to its pixels first.
 
     read: the description of a ViT, with weights as they are then. frozen: the weights' gradients do not matter. Raises InputError where the answers
     differ, with the first block that does. A model without numbers (on the device meta) is judged by its classes.
     """
     if vit.device.type == "meta" or "FakeTensor" in type(vit.embed.weight).__name__:
         refuse_by_class(found.vit, vit.name)
-        return None
+        return vit, None
     state = _fingerprint(found.outer)
     memory = _proven if state is not None else memory_of_this_call()
     key = (frozen, state)
     if memory is not None and key in memory.get(found.outer, {}):
-        return memory[found.outer][key]
+        return vit, memory[found.outer][key]
     with neutral(), seeded(0, vit.device), evaluating(found.outer), uncompiled():
         front = _proof(found, vit, read, frozen)
     if memory is not None:
         memory.setdefault(found.outer, {})[key] = front
-    return front
+    return read(found.vit), front  # with the weights that the model's own pass may have made
 
 
 def _fingerprint(model: nn.Module) -> int | None:
@@ -173,7 +173,8 @@ def _front(x: Tensor, z: Tensor) -> Front | Difference | None:
     offset = seen.mean(1) - slope * wide.mean(1)
     if not _error(slope[:, None] * wide + offset[:, None], seen) <= CLOSE[x.dtype] or not (slope > 0).all():
         return Difference("it does more to its images than to normalise each channel")
-    return Front(*(tuple(round(float(value), 6) for value in values) for values in (-offset / slope, 1 / slope)))
+    mean, std = ([float(f"{value:.6g}") for value in values.tolist()] for values in ((-offset / slope).round(decimals=6), 1 / slope))
+    return Front(tuple(mean), tuple(std))
 
 
 def normalises(model: nn.Module, channels: int) -> bool:
@@ -269,6 +270,8 @@ def _instead(found: Found) -> str:
 
 def refuse_by_class(model: Any, name: str) -> None:
     """Raise InputError where a class is not the one that the description stands for: all that can be said of a model without numbers."""
+    if type(model).__name__ not in ("VisionTransformer", "VisionTransformerDistilled"):
+        raise InputError(f"{name} is not supported: without weights nothing tells what {type(model).__name__} computes")
     norms: list[tuple[int | None, Any]] = [(None, norm) for norm in (getattr(model, part, None) for part in ("norm_pre", "norm", "fc_norm"))]
     if not isinstance(getattr(model.patch_embed, "norm", nn.Identity()), nn.Identity):
         raise InputError(f"{name} is not supported: its patch embedding is normalised")
@@ -280,7 +283,7 @@ def refuse_by_class(model: Any, name: str) -> None:
         ):
             if type(module).__name__ != wanted:
                 raise InputError(f"{name} is not supported: block {i}: {type(module).__name__} is not the standard {what}")
-        norms += [(i, norm) for norm in (block.norm1, block.norm2, block.attn.q_norm, block.attn.k_norm)]
+        norms += [(i, norm) for norm in (block.norm1, block.norm2, getattr(block.attn, "q_norm", None), getattr(block.attn, "k_norm", None))]
     for at, norm in norms:
         if not isinstance(norm, nn.LayerNorm | nn.Identity | None):
             where = "" if at is None else f"block {at}: "

@@ -33,8 +33,10 @@ def find_vit(model: nn.Module) -> Found:
     if not isinstance(model, nn.Module):
         raise InputError(f"a model must be a torch.nn.Module, got {type(model).__name__}")
     outer = peel(model)
+    if _is_vit(outer):
+        return Found(outer, outer, "")
     found = [(path, module) for path, module in outer.named_modules() if _is_vit(module)]
-    found = [(path, module) for path, module in found if not any(path.startswith(f"{other}.") or other == "" != path for other, _ in found)]
+    found = [(path, module) for path, module in found if not any(path.startswith(f"{other}.") for other, _ in found)]
     name = type(outer).__name__
     if not found:
         raise InputError(f"{name} is not supported: pass a timm VisionTransformer or distilled DeiT with a CLS token")

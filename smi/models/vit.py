@@ -57,8 +57,7 @@ def describe_weights(model: nn.Module, *, flip: bool | None = None, frozen: bool
     flip = cfg.get("flip", True) if flip is None else flip
     with neutral(grad=not frozen), seeded(0):
         vit = _described(found.vit, name, flip=flip, frozen=frozen)
-        front = prove(found, vit, lambda module: _described(module, name, flip=flip, frozen=frozen), frozen=frozen)
-        vit = _described(found.vit, name, flip=flip, frozen=frozen)  # as the weights are now
+        vit, front = prove(found, vit, lambda module: _described(module, name, flip=flip, frozen=frozen), frozen=frozen)
     mean, std = (cfg.get("mean"), cfg.get("std")) if front is None else front
     return replace(vit, mean=tuple(mean or ()), std=tuple(std or ()), normalises=front is not None, view=View.of(cfg))
 

@@ -1,7 +1,8 @@
 """What surrounds a public call changes nothing in it, and is as it was afterwards: every entry point under every hostile surrounding, bit for bit."""
 
 import random
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cache
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from smi.models.by_name import load_model
 from smi.models.folder import load_model_folder, save_model
 from tests.conftest import small_vit
 
+pytestmark = pytest.mark.fast
 QUICK = {"method": "smi", "num_images": 2, "iterations": 5, "labels": [1, 3]}
 
 
@@ -46,14 +48,19 @@ def dropped_in(given, images):
     return [logits, attentions[-1], index]
 
 
+@cache
+def student():
+    """Made once, where nothing surrounds it."""
+    return small_vit(seed=1, proj_drop_rate=0.3)
+
+
 def distilled(given, images):
-    result = smi.distill(given, model(), images, steps=3, batch_size=3, eval_every=1, progress=False)
+    result = smi.distill(given, student(), images, steps=3, batch_size=3, eval_every=1, progress=False)
     return [*result.student.state_dict().values(), torch.tensor([row["kl"] for row in result.curve], dtype=torch.float64, device="cpu")]
 
 
 def quantised(given, images):
-    simulated = smi.quantize(given, images)
-    return [simulated(images), simulated.int8()(images)]
+    return list(smi.quantize(given, images).state_dict().values())
 
 
 def evaluated(given, images):
@@ -78,7 +85,7 @@ ENTRY_POINTS = {
     "quantize": quantised,
     "make_student": lambda given, images: list(make_student("small", given, seed=2).state_dict().values()),
 }
-SLOW = ("quantize", "distill")  # torch.export takes seconds
+SLOW = ("quantize", "distill")  # they take seconds, and stand under everything at once
 
 
 @contextmanager
@@ -110,6 +117,19 @@ SURROUNDINGS = {
     "other generators": lambda: state(lambda: None, lambda *_: (torch.manual_seed(77), np.random.seed(77), random.seed(77))),  # noqa: NPY002
     "anomaly detection": lambda: torch.autograd.detect_anomaly(check_nan=False),
 }
+TOGETHER = ("no_grad", "autocast", "float64 by default", "meta by default", "deterministic", "GEMMs in bfloat16", "other generators")
+
+
+@contextmanager
+def everything_at_once():
+    with ExitStack() as stack:
+        for name in TOGETHER:
+            stack.enter_context(SURROUNDINGS[name]())
+        yield
+
+
+CASES = [(name, surrounding) for name in ENTRY_POINTS if name not in SLOW for surrounding in SURROUNDINGS]
+CASES += [pytest.param(name, "everything at once", marks=pytest.mark.slow) for name in SLOW]
 
 
 def snapshot(given):
@@ -143,11 +163,10 @@ def plain():
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
-@pytest.mark.parametrize("surrounding", SURROUNDINGS)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else pytest.mark.fast) for name in ENTRY_POINTS])
+@pytest.mark.parametrize(("name", "surrounding"), CASES)
 def test_surroundings_change_nothing_and_are_left_as_they_were(name, surrounding, plain):
     want, given, made = plain(name), model(), images()
-    with SURROUNDINGS[surrounding]():
+    with (SURROUNDINGS | {"everything at once": everything_at_once})[surrounding]():
         before = snapshot(given)
         got = ENTRY_POINTS[name](given, made)
         after = snapshot(given)
@@ -159,7 +178,6 @@ def test_surroundings_change_nothing_and_are_left_as_they_were(name, surrounding
         assert before[what] == after[what], what
 
 
-@pytest.mark.fast
 def test_pixel_gradients_under_hostile_surroundings():
     given = model()
 
@@ -174,7 +192,6 @@ def test_pixel_gradients_under_hostile_surroundings():
             assert torch.equal(gradient(), want), name
 
 
-@pytest.mark.fast
 @pytest.mark.parametrize("engine", ["fused", "reference"])
 def test_weights_that_change_between_batches_change_nothing(engine):
     """Nor does what else was given and is changed while the run goes on."""
@@ -197,7 +214,6 @@ def test_weights_that_change_between_batches_change_nothing(engine):
     assert quiet.provenance["weights_sha256"] == disturbed.provenance["weights_sha256"]
 
 
-@pytest.mark.fast
 def test_between_two_batches_the_surroundings_are_the_callers():
     seen = []
     with torch.no_grad(), torch.autocast("cpu"):
@@ -206,7 +222,6 @@ def test_between_two_batches_the_surroundings_are_the_callers():
     assert seen == [(False, True)] * 2
 
 
-@pytest.mark.fast
 def test_the_chosen_dtype_is_the_same_every_time_and_draws_nothing():
     from smi.engine import dtype
 
@@ -218,7 +233,6 @@ def test_the_chosen_dtype_is_the_same_every_time_and_draws_nothing():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.fast
 def test_models_are_read_and_written_in_any_surroundings(tmp_path):
     save_model(small_vit(), tmp_path / "plain")
     with torch.autocast("cpu"), torch.no_grad():
@@ -231,7 +245,6 @@ def test_models_are_read_and_written_in_any_surroundings(tmp_path):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.fast
 def test_weights_that_are_inference_tensors():
     with torch.inference_mode():
         given = small_vit()
@@ -240,7 +253,6 @@ def test_weights_that_are_inference_tensors():
     assert isinstance(smi.invert(given, **QUICK, progress=False).patches, Tensor)
 
 
-@pytest.mark.fast
 def test_images_are_evaluated_on_a_device_without_moving_the_model():
     given = small_vit()
     smi.evaluate(images(), given, device="cpu")

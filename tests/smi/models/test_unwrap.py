@@ -109,9 +109,13 @@ def plain_with(model, statistics):
     return model
 
 
-def test_any_affine_front_is_a_normalisation():
-    vit = describe(nn.Sequential(Scaled(), small_vit()))
-    assert (vit.mean, vit.std) == ((0.5,) * 3, (0.5,) * 3)
+@pytest.mark.parametrize(
+    ("front", "mean", "std"),
+    [(Scaled(), (0.5,) * 3, (0.5,) * 3), (Normalize((0.0,) * 3, (1 / 255,) * 3), (0.0,) * 3, (0.00392157,) * 3), (Normalize(*OTHER), *OTHER)],
+)
+def test_any_affine_front_is_a_normalisation(front, mean, std):
+    vit = describe(nn.Sequential(front, small_vit()))
+    assert (vit.mean, vit.std) == (mean, std)
 
 
 def test_statistics_that_contradict_the_models_own_are_refused():
