@@ -50,17 +50,17 @@ struct Call {
 
 extern "C" {
 void smi_use_threads(ParallelFor);
-int64_t smi_packed_floats(int64_t k, int64_t n);
-void smi_pack(const float* from, int64_t row, int64_t column, const float* scale, int64_t k, int64_t n, float* packed);
-void smi_linear(const Linear*, Part);
-void smi_layer_norm_forward(const Norm*, Part);
-void smi_layer_norm_backward(const Norm*, Part);
+int64_t smi_packed_numbers(int64_t k, int64_t n);
+void smi_pack_float32(const float* from, int64_t row, int64_t column, const float* scale, int64_t k, int64_t n, float* packed);
+void smi_linear_float32(const Linear*, Part);
+void smi_layer_norm_forward_float32(const Norm*, Part);
+void smi_layer_norm_backward_float32(const Norm*, Part);
 void smi_attention_forward_float32(const AttentionParams*, Part);
 void smi_attention_backward_float32(const AttentionParams*, Part);
-void smi_cls_attention_forward(const Cls*, Part);
-void smi_cls_attention_backward(const Cls*, Part);
-void smi_take_tokens(const Tokens*, Part);
-void smi_add_tokens(const Tokens*, Part);
+void smi_cls_attention_forward_float32(const Cls*, Part);
+void smi_cls_attention_backward_float32(const Cls*, Part);
+void smi_take_tokens_float32(const Tokens*, Part);
+void smi_add_tokens_float32(const Tokens*, Part);
 void smi_run_recording(const Call* calls, int64_t count, int64_t images, int64_t tokens, double cost);
 }
 
@@ -113,9 +113,9 @@ struct Block {
   };
   Packed matrix(int64_t k, int64_t n) {
     const float* w = numbers(k * n, true);
-    float *there = numbers(smi_packed_floats(k, n)), *back = numbers(smi_packed_floats(n, k));
-    smi_pack(w, n, 1, nullptr, k, n, there);
-    smi_pack(w, 1, n, nullptr, n, k, back);
+    float *there = numbers(smi_packed_numbers(k, n)), *back = numbers(smi_packed_numbers(n, k));
+    smi_pack_float32(w, n, 1, nullptr, k, n, there);
+    smi_pack_float32(w, 1, n, nullptr, n, k, back);
     return {there, back};
   }
   float* linear(const float* x, const float* packed, int64_t rows, int64_t k, int64_t n, Epilogue epilogue = NONE, const float* residual = nullptr,
@@ -123,7 +123,7 @@ struct Block {
     float* y = result(rows * n);
     const float *bias = epilogue == TIMES ? nullptr : numbers(n, true), *gamma = epilogue == RESIDUAL ? numbers(n, true) : nullptr;
     linears.push_back({x, packed, bias, residual, gamma, slope, y, rows, k, n, k, epilogue, 0});
-    call(smi_linear, &linears.back());
+    call(smi_linear_float32, &linears.back());
     return y;
   }
 
@@ -133,7 +133,7 @@ struct Block {
     const Packed qkv_w = matrix(D, 3 * D), proj_w = matrix(D, D), fc1 = matrix(D, HIDDEN), fc2 = matrix(HIDDEN, D), kv_w = matrix(D, 2 * D);
     Norm& norm = norms.emplace_back(
         Norm{x, nullptr, numbers(D, true), numbers(D, true), nullptr, result(rows * D), result(rows), result(rows), nullptr, nullptr, nullptr, rows, D, 1e-6f});
-    call(smi_layer_norm_forward, &norm);
+    call(smi_layer_norm_forward_float32, &norm);
     float* qkv = linear(norm.y, qkv_w.there, rows, D, 3 * D);
     AttentionParams& attention = attentions.emplace_back();
     attention.qkv = qkv;
@@ -149,15 +149,15 @@ struct Block {
 
     // The last block: queries of the first tokens alone.
     float *few = result(images * QUERIES * D), *kv = linear(out, kv_w.there, rows, D, 2 * D);
-    call(smi_take_tokens, &moves.emplace_back(Tokens{out, few, images, tokens, QUERIES, D}));
+    call(smi_take_tokens_float32, &moves.emplace_back(Tokens{out, few, images, tokens, QUERIES, D}));
     Cls& cls = last.emplace_back(Cls{few, kv, {tokens * 2 * D, 2 * D, D, WIDTH}, result(images * QUERIES * D), result(images * tokens),
                                      result(images * HEADS * QUERIES * tokens), nullptr, nullptr, nullptr, nullptr, images, QUERIES, tokens, HEADS, WIDTH, 0.25f});
-    call(smi_cls_attention_forward, &cls);
+    call(smi_cls_attention_forward_float32, &cls);
     Cls& back = last.emplace_back(cls);
     back.grad = numbers(images * QUERIES * D, true), back.dq = result(images * QUERIES * D), back.dkv = result(rows * 2 * D);
-    call(smi_cls_attention_backward, &back);
+    call(smi_cls_attention_backward_float32, &back);
     float* grad_out = linear(back.dkv, kv_w.back, rows, 2 * D, D);
-    call(smi_add_tokens, &moves.emplace_back(Tokens{back.dq, grad_out, images, tokens, QUERIES, D}));
+    call(smi_add_tokens_float32, &moves.emplace_back(Tokens{back.dq, grad_out, images, tokens, QUERIES, D}));
 
     float* grad_hidden = linear(grad_out, fc2.back, rows, D, HIDDEN, TIMES, nullptr, slope);
     float* grad_mid = linear(grad_hidden, fc1.back, rows, HIDDEN, D);
@@ -167,7 +167,7 @@ struct Block {
     call(smi_attention_backward_float32, &attention_back);
     Norm& norm_back = norms.emplace_back(norm);
     norm_back.grad = linear(static_cast<float*>(attention_back.dqkv), qkv_w.back, rows, 3 * D, D), norm_back.grad_s = grad, norm_back.found = result(rows * D);
-    call(smi_layer_norm_backward, &norm_back);
+    call(smi_layer_norm_backward_float32, &norm_back);
   }
 
   std::vector<float> run() {
