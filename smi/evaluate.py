@@ -138,10 +138,10 @@ def likeness(images: SparseImages, real: Tensor, labels: Tensor, most: int = COM
 
     if not len(real) or len(real) != len(labels):
         raise InputError(f"real images need as many labels, at least one, got {len(real)} images and {len(labels)} labels")
-    check_labels("the real images' labels", labels)
     wanted = (images.patches.shape[2], *images.image_size)
     if tuple(real.shape[1:]) != wanted:
         raise InputError(f"real images must be {list(wanted)} like the synthetic ones, got {list(real.shape[1:])}")
+    check_labels("the real images' labels", labels)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (images.mean, images.std))
     theirs, judged = (real.cpu().float() * std + mean).clamp(0, 1), images[:: max(1, -(-len(images) // most))].to("cpu")
     mine, masks = judged.to_pixels(), _retained(judged)
