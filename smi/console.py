@@ -1,8 +1,8 @@
 """Consoles, tables and progress bars on the terminal: by rich, and tables also as plain text where rich is not installed (bare GPU machines)."""
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -13,20 +13,64 @@ BAR_EVERY = 0.2  # seconds between updates of a bar
 PLAIN_EVERY = 10.0  # seconds between lines of progress where stderr is no terminal
 
 
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream is a terminal; what stands for one in notebooks and loggers may not know, or not be there."""
+    try:
+        return bool(stream.isatty())
+    except Exception:
+        return False
+
+
+class _Forgiving:
+    """A stream that forgets what it cannot write: the other end of a terminal may be gone."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        never_failing(self.stream.write)(text)
+        return len(text)
+
+    def flush(self) -> None:
+        never_failing(self.stream.flush)()
+
+    def isatty(self) -> bool:
+        return is_terminal(self.stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def never_failing(show: Callable[..., object]) -> Callable[..., None]:
+    """`show`, which is not called again once it failed: progress that cannot be written ends no run."""
+    failed = False
+
+    def call(*args: Any) -> None:
+        nonlocal failed
+        try:
+            if not failed:
+                show(*args)
+        except Exception:
+            failed = True
+
+    return call
+
+
 def make_console(stderr: bool = False, quiet: bool = False) -> "Console":
     """A rich console on stdout or stderr, as wide as the terminal, or WIDTH where there is none. quiet: it prints nothing."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, quiet=quiet, width=None if stream.isatty() else WIDTH)
+    return Console(stderr=stderr, quiet=quiet, width=None if is_terminal(stream) else WIDTH)
 
 
 def make_progress_bar() -> "Progress":
     """A bar on stderr that vanishes when it is done; its tasks take description, total, completed and the text `state`."""
+    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = [TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[state]}"), TimeRemainingColumn()]
-    return Progress(*columns, console=make_console(stderr=True), transient=True)
+    return Progress(*columns, console=Console(file=_Forgiving(sys.stderr)), transient=True)  # type: ignore[arg-type]
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, wrap: bool = False) -> None:

@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from ..console import PLAIN_EVERY, make_progress_bar
+from ..console import PLAIN_EVERY, is_terminal, make_progress_bar, never_failing
 
 
 class TrainingProgress:
@@ -13,10 +13,11 @@ class TrainingProgress:
     def __init__(self, title: str, total: int, done: int, shown: bool = True) -> None:
         self.title, self.total, self.first, self.shown = title, total, done, shown
         self.bar: Any = None
+        self.show = never_failing(self._show)
 
     def __enter__(self) -> "TrainingProgress":
         self.began = self.last = time.monotonic()
-        if self.shown and sys.stderr.isatty():
+        if self.shown and is_terminal(sys.stderr):
             self.bar = make_progress_bar()
             self.bar.__enter__()
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, state="")
@@ -27,6 +28,9 @@ class TrainingProgress:
             self.bar.__exit__(*error)
 
     def __call__(self, done: int, about: str) -> None:
+        self.show(done, about)
+
+    def _show(self, done: int, about: str) -> None:
         now = time.monotonic()
         rate = (done - self.first) / max(now - self.began, 1e-9)
         state = f"{done}/{self.total}  {rate:.1f} it/s  {about}"

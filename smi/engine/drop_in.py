@@ -7,13 +7,14 @@ before   logits = model(images)
 after    model = smi.accelerate(model), and the same line
 """
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..models.unwrap import unwrapped
+from ..models.unwrap import peel, unwrapped
 from ..models.vit import describe
 from ..surroundings import door, neutral
 from .fused import Fused
@@ -46,39 +47,71 @@ def fused_logits(fused: Fused, images: Tensor, index: Tensor) -> tuple[Tensor, T
 
 
 class _FusedModule(nn.Module):
-    """What both wrappers share: the weights as they are now, and the engine, built again when the wrapper moves to another device."""
-
-    anchor: Tensor
+    """What both wrappers share: a frozen copy of the model, `model`, whose parameters and state are the wrapper's; and the engine, which is made
+    again when they move or change."""
 
     def __init__(self, model: nn.Module, dtype: str):
         super().__init__()
+        _leave_to_the_engine(type(self))
+        self._dtype = dtype
+        self._fused: Fused | None = None
+        self._made_for: tuple = ()
         with door():
             vit = describe(model)
-            self._vit = vit.to(vit.device, torch.float32, copy=True)
-            self._dtype = dtype
-            self._fused: Fused | None = None
-            self.register_buffer("anchor", torch.empty(0, device=vit.device), persistent=False)  # moves with the wrapper: to(), cuda() ...
-            self._engine()
+            self.model = copy.deepcopy(peel(model)).eval().requires_grad_(False)
+            self._fused, self._made_for = Fused(vit.to(vit.device, torch.float32, copy=True), dtype), self._now()
         self.num_classes, self.pretrained_cfg = vit.num_classes, getattr(unwrapped(model), "pretrained_cfg", {})
 
     def _engine(self) -> Fused:
-        device = self.anchor.device
-        if self._fused is None or self._fused.vit.device != device:
-            with torch.no_grad():
-                self._fused = Fused(self._vit.to(device, torch.float32), self._dtype)
+        if self._fused is None or self._made_for != self._now():
+            with door(), torch.no_grad():
+                vit = describe(self.model)
+                self._fused, self._made_for = Fused(vit.to(vit.device, torch.float32, copy=True), self._dtype), self._now()
         return self._fused
 
+    def _now(self) -> tuple:
+        """What tells that the copy moved or changed: load_state_dict and changes in place count."""
+        held = [*self.model.parameters(), *self.model.buffers()]
+        return held[0].device, sum(tensor._version for tensor in held)
+
     def _check(self, images: Tensor) -> None:
-        shape = (self._vit.channels, *self._vit.image_size)
+        vit = self._engine().vit
+        shape = (vit.channels, *vit.image_size)
         if images.ndim != 4 or images.shape[1:] != shape:
             raise InputError(f"images must be [B, {', '.join(map(str, shape))}] for this model, got {list(images.shape)}")
 
     def _logits(self, images: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, classes] and CLS attention [B, H, T] of images as the model takes them."""
-        if self._vit.normalises:
-            mean, std = (torch.tensor(values).to(images).view(-1, 1, 1) for values in (self._vit.mean, self._vit.std))
+        vit = self._engine().vit
+        if vit.normalises:
+            mean, std = (torch.tensor(values).to(images).view(-1, 1, 1) for values in (vit.mean, vit.std))
             images = (images - mean) / std
         return fused_logits(self._engine(), images, index)
+
+    def train(self, mode: bool = True) -> Any:
+        """As of any module; the copy computes as in evaluation mode always."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        if requires_grad:
+            raise InputError("the weights are frozen, logits are differentiable in the images alone: train the model itself")
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the engine, which a copy makes for itself."""
+        return {**self.__dict__, "_fused": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _leave_to_the_engine(type(self))
+
+
+def _leave_to_the_engine(kind: Any) -> None:
+    """Let torch.compile call a wrapper as it is: the engine is compiled already. Done when the first is made: it imports the compiler."""
+    if "_torchdynamo_disable" not in vars(kind.forward):
+        kind.forward = torch.compiler.disable(kind.forward)
 
 
 class DropIn(_FusedModule):
@@ -90,9 +123,9 @@ class DropIn(_FusedModule):
         """Logits [B, classes], attentions with the last block's CLS row last, and the index [B, 1 + n] that was used."""
         self._check(images)
         with neutral(grad=None):
-            index = _index(current_abs_index, next_relative_index, len(images), self._vit.num_patches, images.device)
+            index = _index(current_abs_index, next_relative_index, len(images), self._engine().vit.num_patches, images.device)
             logits, row = self._logits(images, index[:, 1:] - 1)
-            prefix = self._vit.num_prefix
+            prefix = self._engine().vit.num_prefix
             row = torch.cat([row[..., :1] if prefix else row.new_zeros(*row.shape[:2], 1), row[..., prefix:]], dim=-1)
             return logits, [row[:, :, None]], index
 
@@ -131,7 +164,7 @@ class Accelerated(_FusedModule):
         """Logits [B, classes]."""
         self._check(images)
         with neutral(grad=None):
-            index = torch.arange(self._vit.num_patches, device=images.device).expand(len(images), -1)
+            index = torch.arange(self._engine().vit.num_patches, device=images.device).expand(len(images), -1)
             return self._logits(images, index)[0]
 
 

@@ -38,6 +38,8 @@ class Reader:
     def __call__(self, patches: Tensor, index: Tensor) -> Tensor:
         if self.sparse:
             patches = self._renormalised(patches, 2)
+            if _patch_grid(self.model):
+                return self.model((patches, index))
             return self.fused(patches, index) if self.fused else forward_sparse(self.model, (patches, index), batch_size=len(patches))
         dense = from_patches(patches, index, self.grid, torch.zeros(patches.shape[2]))
         return self.model(self._renormalised(dense, 1))
@@ -62,7 +64,8 @@ def make_reader(model: nn.Module, images: SparseImages, role: str = "the model",
     if takes is not None and takes != channels:
         raise InputError(f"{role} takes {takes} channels, but the images have {channels}")
     vit = _described(model)
-    sparse = vit is not None and (vit.grid, vit.patch_size, vit.channels) == (images.grid, images.patch_size, channels)
+    grid = _patch_grid(model) or (None if vit is None else (vit.grid, vit.patch_size, vit.channels))
+    sparse = grid == (images.grid, images.patch_size, channels)
     if not sparse and images.sparsity > 0:
         warnings.warn(
             f"{role} is no ViT on the images' {images.grid[0]}x{images.grid[1]} grid of {images.patch_size} px patches: "
@@ -82,6 +85,12 @@ def _fused_pass(vit: ViT) -> Callable[[Tensor, Tensor], Tensor] | None:
     fused = Fused(vit.copy(), torch.float32)
     workspace = fused.workspace()
     return lambda patches, index: fused.forward_patches(patches.to(vit.device), index.to(vit.device), workspace)
+
+
+def _patch_grid(model: nn.Module) -> tuple | None:
+    """Grid, patch size and channels of a quantised ViT, which takes (patches, index) itself; None of any other model."""
+    facts = getattr(model, "facts", None)
+    return None if facts is None else (facts.grid, facts.patch_size, facts.channels)
 
 
 def _described(model: nn.Module) -> ViT | None:
@@ -106,7 +115,8 @@ def _statistics(vit: ViT | None, model: nn.Module, images: SparseImages) -> tupl
 
 def _num_classes(made: Reader, images: SparseImages, role: str) -> int:
     """Width of the model's logits for one image."""
-    one = images[:1].to(next(made.model.parameters()).device)
+    device = next((tensor.device for tensor in (*made.model.parameters(), *made.model.buffers())), torch.device("cpu"))
+    one = images[:1].to(device)
     probe = made if made.sparse else replace(made, model=copy.deepcopy(made.model).eval())  # a pass in training mode would change batch statistics
     try:
         with torch.no_grad():

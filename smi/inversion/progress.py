@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..console import BAR_EVERY, PLAIN_EVERY, make_progress_bar
+from ..console import BAR_EVERY, PLAIN_EVERY, is_terminal, make_progress_bar, never_failing
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,8 @@ Report = Callable[[Iteration], None]
 @contextmanager
 def show_progress(on_iteration: Report | None, title: str, shown: bool = True) -> Iterator[Report]:
     """A callback that shows the progress on stderr, a bar on a terminal and a line now and then elsewhere, and passes each `Iteration` on."""
-    with _bar(title) if shown and sys.stderr.isatty() else _lines(title, shown) as show:
+    with _bar(title) if shown and is_terminal(sys.stderr) else _lines(title, shown) as showing:
+        show = never_failing(showing)
 
         def report(at: Iteration) -> None:
             show(at)

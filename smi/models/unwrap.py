@@ -8,6 +8,7 @@ from ..errors import InputError
 
 # By name, with the attribute of what they wrap: their call is that module's own, and calling them here would meet other processes, or a compiler.
 TRANSPARENT = {"DataParallel": "module", "DistributedDataParallel": "module", "AveragedModel": "module", "OptimizedModule": "_orig_mod"}
+TRANSPARENT |= {"Accelerated": "model", "DropIn": "model"}  # of smi.engine.drop_in: a frozen copy
 PARTS = ("patch_embed", "blocks", "cls_token")  # what timm's Vision Transformers have
 
 

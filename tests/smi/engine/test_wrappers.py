@@ -1,5 +1,8 @@
 """`smi.drop_in` and `smi.accelerate` against the plain timm model, in loops as other people write them."""
 
+import copy
+import io
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -99,7 +102,7 @@ def test_accelerate_is_the_model_itself(variant):
     (found,), (grad,) = torch.autograd.grad(got, one, pull), torch.autograd.grad(want, two, pull)
     torch.testing.assert_close(found, grad, rtol=1e-3, atol=1e-5)
     assert fast.num_classes == variant.num_classes
-    assert not list(fast.parameters())
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
 
 
 def test_a_pruned_model_is_inverted_as_the_reference_inverts_it():
@@ -156,3 +159,47 @@ def test_inversion_under_no_grad():
     with torch.no_grad():
         made = smi.invert(small_vit(), method="dense", num_images=1, iterations=3, progress=False)
     assert len(made) == 1
+
+
+WRAPPERS = {"accelerate": lambda model: smi.accelerate(model, dtype="float32"), "drop_in": lambda model: smi.drop_in(model, dtype="float32")}
+
+
+def answer(module, images):
+    found = module(images)
+    return found[0] if isinstance(found, tuple) else found
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrappers_are_modules_like_others(wrap):
+    """Parameters, modes, copies, files of torch, states; the user's model is its own."""
+    model, images = small_vit(), torch.randn(2, 3, 16, 16)
+    fast = wrap(model.train())
+    expected = answer(fast, images)
+    assert model.training
+    assert next(fast.parameters()).device == next(model.parameters()).device
+    assert len(list(fast.parameters())) == len(list(model.parameters()))
+    file = io.BytesIO()
+    torch.save(fast, file)
+    file.seek(0)
+    other = wrap(small_vit(seed=1))
+    assert not torch.equal(answer(other, images), expected)
+    other.load_state_dict(fast.state_dict())
+    for each in (fast.train(), fast.eval(), fast.float(), copy.deepcopy(fast), torch.load(file, weights_only=False), other):  # the test's own file
+        assert torch.equal(answer(each, images), expected)
+    with torch.no_grad():
+        model.head.bias.add_(1)
+        assert torch.equal(answer(fast, images), expected)
+        fast.model.head.bias.add_(1)
+        torch.testing.assert_close(answer(fast, images), expected + 1)
+    with pytest.raises(InputError, match="the weights are frozen"):
+        fast.requires_grad_()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrappers_under_torch_compile(wrap):
+    fast, images = wrap(small_vit()), torch.randn(2, 3, 16, 16)
+    one, two = images.clone().requires_grad_(), images.clone().requires_grad_()
+    found, wanted = answer(torch.compile(fast, backend="eager"), one), answer(fast, two)
+    assert torch.equal(found, wanted)
+    assert torch.equal(torch.autograd.grad(found.sum(), one)[0], torch.autograd.grad(wanted.sum(), two)[0])

@@ -168,3 +168,14 @@ def test_scales_that_do_not_fit_are_refused(simulated, inputs, tmp_path):
     (folder / "quantized.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="is damaged"):
         load_quantized(folder)
+
+
+def test_a_quantised_model_judges_images(quantised, recwarn):
+    """As verifier it reads the retained patches, like the ViT that it is."""
+    model = small_vit(depth=1, qk_norm=True)
+    sparse = smi.invert(model, method="smi", num_images=4, iterations=4, progress=False)
+    found = smi.evaluate(sparse, model, verifier=quantised)
+    assert found.verifier.reads == "retained patches"
+    assert found.verifier.recognition.agreement == (quantised(sparse).argmax(1) == sparse.labels).double().mean().item()
+    assert smi.evaluate(sparse, quantised).teacher == found.verifier.recognition
+    assert not [warning for warning in recwarn if "training mean" in str(warning.message)]
