@@ -8,9 +8,10 @@ import sys
 import pytest
 
 from bench.measuring.record import ROOT
+from smi.kernels import versions
 
 PARTS = {"attention": 4}  # about fifteen seconds each, so that two processes share them evenly
-OPERATIONS = ("patch_embed", "attention", "cls_attention", "layer_norm", "linear_gelu", "linear_residual", "image_step")
+OPERATIONS = [operation for operation in versions.OPERATIONS if versions.exists(operation, "triton")]
 SHARES = [(name, f"{i}/{PARTS.get(name, 1)}") for name in OPERATIONS for i in range(1, PARTS.get(name, 1) + 1)]
 
 
