@@ -40,6 +40,7 @@ TABLES: dict[str, Maker] = {
     "int8": experiments.int8,
     "agreement": experiments.agreement,
     "cpu-attention": experiments.cpu_attention,
+    "fuzz": experiments.fuzz,
     "history": history,
     "older": older,
     "throughput": published(paper.throughput),

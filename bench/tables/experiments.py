@@ -1,4 +1,4 @@
-"""Tables of the experiments: int8, agreement of the engines, attention on the CPU, the demo; and of one that is no longer run."""
+"""Tables of the experiments: int8, agreement of the engines, attention on the CPU, the demo, fuzzing; and of one that is no longer run."""
 
 from collections.abc import Sequence
 
@@ -90,6 +90,30 @@ def _method(measurement: Measurement) -> list[list[str]]:
 
 
 METHOD = Layout("Whole runs of 80 iterations by the reference engine", ("method", "engine", "seconds/image", "over dense", "FLOPs predict"), _method)
+
+
+def _fuzz(measurement: Measurement) -> list[list[str]]:
+    lines = []
+    for row in measurement.rows:
+        refused, found = row["outcomes"].get("refused", 0), len(row["findings"])
+        others = row["cases"] - refused - row["outcomes"].get("finding", 0)
+        about = [row["what"], f"{row['cases']:,}", str(len(row["parts"])), str(row["seed"])]
+        lines.append(
+            [*about, f"{row['seconds'] / 60:.0f}", per_cent(refused / max(1, row["cases"])), per_cent(others / max(1, row["cases"])), str(found)]
+        )
+    return lines
+
+
+FUZZ = Layout(
+    "Fuzzing",
+    ("what", "cases", "kinds", "seed", "minutes of the campaign", "refused in a sentence", "computed or read", "findings"),
+    _fuzz,
+)
+
+
+def fuzz(rows: Sequence[dict]) -> list[Table]:
+    """Campaigns of random models, settings and damaged files."""
+    return FUZZ.tables(current(rows, "fuzz"))
 
 
 def int8(rows: Sequence[dict]) -> list[Table]:

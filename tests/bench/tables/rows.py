@@ -90,8 +90,14 @@ def method() -> list[dict]:
     return [place | about | {"seconds_per_image": 2.5, "speedup": 2.2, "flops_speedup": 4.4}]
 
 
+def fuzz() -> list[dict]:
+    about = at() | {"kind": "fuzz", "what": "files", "seed": 7, "seconds": 600.0, "cases": 1000}
+    outcomes = {"refused": 700, "read": 298, "finding": 2}
+    return [about | {"outcomes": outcomes, "findings": ["KeyError"], "parts": {"images.json": {"bits": 600}, "progress": {"bits": 400}}}]
+
+
 def every() -> list[dict]:
     """Rows of every kind."""
     made = [*step(), *step(suites.PATCHES), *step(suite="scaling", depth=24), *whole("dense", 2.0, 1.0), *whole("PRI v=7", 20.0, 10.0)]
     made += [*memory(), *operation(), *verdict(), *evidence(), *evidence("cifar10", 1e-4), *evidence("cifar10", copy=0.7)]
-    return made + [*int8(), *agreement(), *cpu_attention(), *demo(), *method()]
+    return made + [*int8(), *agreement(), *cpu_attention(), *demo(), *method(), *fuzz()]

@@ -49,6 +49,7 @@ LINES = {  # of each table, one that its rows give
         "47 tokens, batch 4, 12 heads of 64 | bfloat16 | 2 | 8.00 (4.00) | 4.00 (2.00) | 2.00 (1.00) | 1.00 (0.50) | 1.60 (0.80)"
         " | 4.00x (4.00x) | 8.00x (8.00x) | 5.00x (5.00x)"
     ],
+    "fuzz": ["files | 1,000 | 2 | 7 | 10 | 70 % | 30 % | 1"],
     "history": ["2026-01-02 | 0123456 | DeiT-Base, batch 4, 46 of 196 patches | 400 | 200 | 100 | 4.00x | 2.00x | 50 %"],
     "older": [" | 0123456+ | DeiT-Tiny SMI | reference | 2.500 | 2.20x | 4.40x"],
     "throughput": ["DeiT-Tiny/16 dense | 7.33 (1.00x) | 1000.000 (1.00x), batch 4, whole runs | 2000.000 (1.00x), batch 4, whole runs | 2.00x"],
