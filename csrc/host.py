@@ -21,7 +21,7 @@ from threading import RLock
 from typing import NamedTuple
 
 from .build import run, torch_folder
-from .cache import cache_folder, replace_file
+from .cache import cache_folder, is_sealed, replace_file, seal
 
 FOLDER = Path(__file__).parent / "cpu"
 FLAGS = ["-std=c++20", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fvisibility=default"]
@@ -77,7 +77,7 @@ class Library:
     def is_built(self) -> bool:
         """Whether it is compiled already, for this compiler, these sources and flags."""
         found = compiler()
-        return self.loaded is not None or (found is not None and self.recipe(found).path(self.file).exists())
+        return self.loaded is not None or (found is not None and is_sealed(self.recipe(found).path(self.file)))
 
     def ensure_built(self) -> str | None:
         """Compile it where it is missing, and load it; why it cannot be had, in one sentence, which is also printed once, None if it can."""
@@ -111,9 +111,10 @@ class Library:
         """Where it lies, compiled by that compiler where it is missing. Raises RuntimeError with the compiler's words."""
         recipe = self.recipe(found)
         path = recipe.path(self.file)
-        if not path.exists():
+        if not is_sealed(path):
             print(f"smi: compiling {self.announced}", file=sys.stderr)
             _compile(found, recipe, path)
+            seal(path)
         return path
 
 

@@ -6,8 +6,8 @@ A tile has a slot: its operation and a name that says which kernel, number and s
 read once, when it is first asked for.
 """
 
-import json
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,7 +18,10 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
+from smi.csrc.cache import json_of
+
 FOLDER = Path(__file__).parent / "tiles"
+MOST = 1 << 16  # of a number of a tile
 Tile = TypeVar("Tile", bound=tuple)
 
 
@@ -66,16 +69,30 @@ def path_of(device_name: str) -> Path:
 
 
 def read(path: Path) -> dict[str, dict[str, dict]]:
-    """Operation -> slot -> its row of a table: `tile`, and how it was found; nothing where there is no file."""
-    return json.loads(path.read_text())["operations"] if path.exists() else {}
+    """Operation -> slot -> its row of a table: `tile`, and how it was found; nothing where there is no file. Raises ValueError for what is no
+    table."""
+    if not path.exists():
+        return {}
+    try:
+        found = json_of(path)["operations"]
+        tiles = [row["tile"] for slots in found.values() for row in slots.values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as a table of tiles ({type(error).__name__})") from error
+    if not all(isinstance(tile, list) and tile and all(type(number) is int and 0 <= number < MOST for number in tile) for tile in tiles):
+        raise ValueError(f"{path} holds a tile that is no list of whole numbers below {MOST}")
+    return found
 
 
 @cache
 def table(device: torch.device) -> dict[tuple[str, str], tuple]:
-    """The tiles of a device by operation and slot; none on the CPU."""
+    """The tiles of a device by operation and slot; none on the CPU, nor of a table that cannot be read, which is said."""
     if device.type != "cuda":
         return {}
-    rows = read(path_of(torch.cuda.get_device_name(device)))
+    try:
+        rows = read(path_of(torch.cuda.get_device_name(device)))
+    except ValueError as error:
+        print(f"smi: {error}; built-in tiles are used", file=sys.stderr)
+        return {}
     return {(operation, slot): tuple(row["tile"]) for operation, slots in rows.items() for slot, row in slots.items()}
 
 
@@ -87,7 +104,7 @@ def tile(operation: str, slot: str, built_in: Tile, device: torch.device) -> Til
         found = tried.numbers
     else:
         found = table(device).get((operation, slot))
-    if found is None:
+    if found is None or len(found) != len(built_in):  # of another kernel than this one
         return built_in
     return built_in._make(found) if hasattr(built_in, "_make") else tuple(found)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from smi.csrc import build
-from smi.csrc.cache import cache_folder, replace_file
+from smi.csrc.cache import cache_folder, json_of, replace_file
 
 from . import versions
 
@@ -181,10 +182,18 @@ def cached(operation: str, device: torch.device, kind: str = "verdicts") -> list
     last time, which is to be shown and not to be relied on."""
     key = identity(operation, device)
     try:
-        content = json.loads(cache_file(key).read_text())
-        return [Verdict(**row) for row in content[kind]] if content["identity"] == key else []
+        content = json_of(cache_file(key))
+        return [_checked(Verdict(**row)) for row in content[kind]] if content["identity"] == key else []
     except (OSError, ValueError, KeyError, TypeError):
         return []
+
+
+def _checked(found: Verdict) -> Verdict:
+    """The verdict. Raises ValueError where a field is of another type, or the speed-up no number of at least 0."""
+    *words, speedup, note = found
+    if any(type(word) is not str for word in (*words, note)) or type(speedup) not in (int, float) or not 0 <= speedup < math.inf:
+        raise ValueError("a field is of another type")
+    return found
 
 
 def keep(found: Verdict, device: torch.device) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from smi.csrc import build
+from smi.csrc.cache import is_sealed, seal
 
 MOST_TOKENS = {32: 256, 64: 256, 80: 192, 128: 128}  # by compiled width; as csrc/cuda/attention.h, which a test compares
 MOST_TOKENS_99KB = {32: 256, 64: 144, 80: 128, 128: 80}  # of these, what fits where a block gets 99 KiB of shared memory (8.6, 8.9, 12.x)
@@ -31,7 +32,7 @@ def unavailable() -> str | None:
 
 def is_built() -> bool:
     """Whether the library was installed or is in the cache, for the current device."""
-    return build.BUILT.exists() or build.cached_library(architecture()).exists()
+    return build.BUILT.exists() or is_sealed(build.cached_library(architecture()))
 
 
 @cache
@@ -113,8 +114,9 @@ def library():
     path = build.BUILT
     if not path.exists():
         path = build.cached_library(architecture())
-        if not path.exists():
+        if not is_sealed(path):
             print(f"smi: building the CUDA kernels once for compute capability {architecture()}, into {path.parent}", file=sys.stderr, flush=True)
             build.compile_library(path, architecture())
+            seal(path)
     torch.ops.load_library(str(path))
     return torch.ops.smi_cuda

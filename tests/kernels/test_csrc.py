@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bench.executor import csrc as executed
 from smi.csrc import build
+from smi.csrc.cache import seal
 from smi.kernels.attention import cuda
 from smi.kernels.attention.reference import attention
 from smi.kernels.precision import same_precision
@@ -280,6 +281,7 @@ def test_a_machine_without_nvcc_is_told_why(monkeypatch, tmp_path):
     assert "cannot be built: nvcc is neither on the PATH nor in CUDA_HOME" in cuda.unavailable.__wrapped__()
     build.cached_library("9.0a").parent.mkdir(parents=True)
     build.cached_library("9.0a").touch()
+    seal(build.cached_library("9.0a"))
     assert cuda.unavailable.__wrapped__() is None  # built earlier
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
     assert "compute capability 8.0" in cuda.unavailable.__wrapped__()

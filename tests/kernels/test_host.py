@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from smi.csrc import host
+from smi.csrc.cache import is_sealed, seal
 from smi.kernels import dispatch, versions
 from smi.kernels.layer_norm import layer_norm
 from smi.kernels.layers import cpp
@@ -52,6 +53,7 @@ def test_what_lies_in_the_cache_is_built(compiled):
     recipe = host.CPU.recipe("g++")
     recipe.path(host.CPU.file).parent.mkdir(parents=True)
     recipe.path(host.CPU.file).touch()
+    seal(recipe.path(host.CPU.file))
     assert host.CPU.is_built()
     assert not host.AUTOGRAD.is_built()
     assert row("layer_norm").reason == "CPU"
@@ -98,3 +100,33 @@ def test_without_a_compiler_one_line_says_what_runs(compiled, capsys, monkeypatc
         "smi: the C++ kernels for the CPU need g++ or clang++, and neither is on the PATH; PyTorch's own operations run instead\n"
     )
     assert compiled == []
+
+
+DAMAGE = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "a bit": lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:],
+    "another file": lambda data: b"not a library\n",
+}
+
+
+@pytest.mark.skipif(host.compiler() is None, reason="no C++ compiler")
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_library_is_compiled_again(name, tmp_path, monkeypatch, capsys):
+    """One that was cut short would end the process by SIGBUS, one of another content compute something else."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "answer.cpp").write_text('extern "C" int smi_answer(int x) { return 2 * x; }\n')
+    recipe = host.Recipe(["-shared", "-fPIC"], [tmp_path / "answer.cpp"], b"")
+    built = [host.Library("the sample", "answer.so", "the sample", "nothing", lambda compiler: recipe, lambda loaded: None) for _ in range(2)]
+    path = recipe.path("answer.so")
+    path.parent.mkdir(parents=True)
+    host._compile(host.compiler(), recipe, path)
+    seal(path)
+    assert built[0].is_built()
+    path.write_bytes(DAMAGE[name](path.read_bytes()))
+    assert not built[0].is_built()
+    assert built[0].functions().smi_answer(21) == 42
+    assert "compiling the sample" in capsys.readouterr().err
+    assert is_sealed(path)
+    assert built[1].functions().smi_answer(21) == 42
+    assert capsys.readouterr().err == ""

@@ -194,10 +194,19 @@ def test_the_assembler_is_the_one_that_triton_would_run(monkeypatch, tmp_path):
     verdicts.ptxas.cache_clear()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"identity": {}}', '{"verdicts": [1]}'])
+DAMAGED = ["", "{", "[]", '{"identity": {}}', '{"verdicts": [1]}', "[" * 100_000, "speedup: fast", "speedup: NaN", "outcome: 1", "note: null"]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=lambda content: content[:20])
 def test_damaged_cache_file_is_replaced(gpu, content):
+    """Also one whose verdict has a field of another type, which would fail where versions are sorted by their speed."""
     resolve()
     (path,) = cache_folder("verdicts").iterdir()
+    if ": " in content and content[0] != "{":
+        name, token = content.split(": ")
+        held = json.loads(path.read_text())
+        held["verdicts"][0][name] = {"NaN": float("nan"), "1": 1, "null": None}.get(token, token)
+        content = json.dumps(held)
     path.write_text(content)
     verification._known.clear()
     assert resolve() == "triton"

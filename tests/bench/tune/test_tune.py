@@ -261,3 +261,28 @@ def test_a_process_that_sees_no_gpu_compiles_a_slot(tmp_path):
     (made,) = tmp_path.rglob("layer_norm_fwd.json")
     about = json.loads(made.read_text())
     assert (about["target"]["arch"], about["num_warps"]) == (90, 4)
+
+
+TILES = '{"operations": {"layer_norm": {"fwd/d64/2": %s}}}'
+DAMAGED = [
+    "",
+    "[]",
+    "[" * 100_000,
+    '{"operations": []}',
+    TILES % "{}",
+    *(TILES % f'{{"tile": {tile}}}' for tile in ("3", '["x", 2]', "[1e999, 2]", "[-1, 2]")),
+]
+
+
+@pytest.mark.parametrize("table", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_table_is_said_and_passed_over(table, folder, capsys):
+    folder.mkdir()
+    (folder / "imaginary-1.json").write_text(table)
+    assert tuned.tile("layer_norm", "fwd/d64/2", (16, 4), torch.device("cuda", 0)) == (16, 4)
+    assert "built-in tiles are used" in capsys.readouterr().err
+
+
+def test_a_tile_of_other_numbers_is_not_used(folder):
+    folder.mkdir()
+    (folder / "imaginary-1.json").write_text(TILES % '{"tile": [4, 2, 1]}')
+    assert tuned.tile("layer_norm", "fwd/d64/2", (16, 4), torch.device("cuda", 0)) == (16, 4)
