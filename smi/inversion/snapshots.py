@@ -108,6 +108,7 @@ def load_progress(folder: str | Path, run: str | None) -> Progress | None:
             if about.get("format") != FORMAT or about.get("run") != run:
                 return None
             held = {name: file.get_tensor(name) for name in FIELDS}
+        _check(held)
         return Progress(
             pixels=held["pixels"],
             active=[row[row >= 0] for row in held["index"]],
@@ -117,4 +118,21 @@ def load_progress(folder: str | Path, run: str | None) -> Progress | None:
             label=int(held["label"]),
         )
     except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+        raise InputError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+
+
+def _check(held: dict[str, Tensor]) -> None:
+    """Raise ValueError where tensors of a file do not fit one another."""
+    (k, l), n = (held[name].numel() for name in ("iterations", "losses")), held["index"].shape[-1] if held["index"].ndim == 2 else -1
+    wanted = {"index": (k, n), "losses": (l,), "iterations": (k,), "loss_iterations": (l,), "label": (1,)}
+    for name, shape in wanted.items():
+        if tuple(held[name].shape) != shape or held[name].is_floating_point() != (name == "losses") or held[name].dtype == torch.bool:
+            raise ValueError(f"{name} is {held[name].dtype} {list(held[name].shape)}")
+    pixels, index = held["pixels"], held["index"]
+    if (
+        pixels.ndim != 4
+        or len(pixels) != k
+        or not pixels.is_floating_point()
+        or (index.numel() and not -1 <= int(index.min()) <= int(index.max()) < n)
+    ):
+        raise ValueError(f"pixels {list(pixels.shape)} and index {list(index.shape)} do not fit")

@@ -3,16 +3,18 @@
 A cell is an object of columns, numbers, and of learning curves, NAME_curve: rows of step, seconds and accuracy.
 """
 
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from ..csrc.cache import json_of
 from ..errors import InputError
 from ..inversion.methods import JUDGED
 from .plots import Curve
 
 CONFIG, CELL = "config.json", "cell.json"
+MOST = 1e18  # of a number that is drawn
 METHODS = {method.key: method for method in JUDGED}
 
 
@@ -52,19 +54,37 @@ def read_evidence(folder: Path) -> Evidence:
     for path in sorted(folder.glob(f"seed*/*/{CELL}")):
         seed = path.parents[1].name.removeprefix("seed")
         if seed.isdecimal():
-            cells.setdefault(path.parent.name, {})[int(seed)] = _json(path)
+            cells.setdefault(path.parent.name, {})[int(seed)] = _cell(path)
     order = [name for name in METHODS if name in cells] + sorted(cells.keys() - METHODS.keys())
     return Evidence(config, {name: cells[name] for name in order}, folder)
 
 
 def _json(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text())
+        found = json_of(path)
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object")
     return found
+
+
+def _cell(path: Path) -> dict:
+    """A cell; raises InputError where a column is neither a number nor a learning curve."""
+    found = _json(path)
+    for name, value in found.items():
+        if not (_is_curve(value) if name.endswith("_curve") else value is None or is_number(value)):
+            raise InputError(f"{path} is damaged: {name} is no {'learning curve' if name.endswith('_curve') else 'number'}")
+    return found
+
+
+def _is_curve(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(row, dict) and all(v is None or is_number(v) for v in row.values()) for row in value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of JSON can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
 def title(row: str) -> str:

@@ -38,7 +38,7 @@ class Judge:
 
     def _model(self, images: SparseImages) -> nn.Module | None:
         name = self.model or images.provenance.get("model")
-        if name is None or (self.model is None and self.checkpoint is None and name != EMBEDDED):
+        if not isinstance(name, str) or (self.model is None and self.checkpoint is None and name != EMBEDDED):
             return None
         whole = name == EMBEDDED or Path(name).is_dir()  # comes with its weights and size
         key = name, None if whole else images.image_size

@@ -2,8 +2,9 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +13,18 @@ from ..errors import InputError
 from ..evaluate import Evaluation, Recognition
 from ..images.sparse_images import SparseImages
 from ..inversion.methods import HEADINGS
+from ..inversion.schedules import Event
 from ..inversion.snapshots import Progress, load_progress
 from . import pictures, plots
+from .evidence_data import is_number
 from .page import Figure, Part, Section, Table, number, per_cent
 
 MAPS = 28  # stages of which a map is drawn
 COLUMNS = 10  # trajectories side by side
 OVERVIEW = "Some images of every method, their labels above; of PRI each is of another stage. Grey cells are patches that an image does not have."
+
+EVENT = {field.name for field in fields(Event)}
+DEEPEST = 8  # settings within settings that have lines of their own
 
 Place = Callable[[str], Path]  # where the picture of a name goes
 
@@ -183,7 +189,7 @@ def progress_parts(result: Result, place: Place) -> list[Part]:
     path = pictures.progress_picture(progress, images, place("progress"))
     parts: list[Part] = [Figure(path, caption, f"One image of {result.name} at {len(progress.iterations)} iterations of its run")]
     if progress.loss_iterations:
-        events = [event["iteration"] for event in images.provenance.get("schedule", [])]
+        events = [event["iteration"] for event in _events(images.provenance.get("schedule"))]
         path = plots.plot_loss(progress.loss_iterations, progress.losses, events, place("loss"))
         caption = "The loss of the first batch." + (" Dotted: iterations at which patches left." if events else "")
         parts.append(Figure(path, caption, f"Loss curve of {result.name}"))
@@ -197,8 +203,14 @@ def provenance_table(provenance: dict, caption: str = "Everything that decided t
 
 def title(images: SparseImages) -> str:
     """What the images are, for the head of the page."""
-    method = images.provenance.get("method", "")
+    method = str(images.provenance.get("method", ""))
     return f"{HEADINGS.get(method, method)} inversion of {images.provenance.get('model', 'a model')}"
+
+
+def _events(schedule: Any) -> list[dict]:
+    """The events of a schedule in a provenance; none where it is not one that a run writes: the file may come from anywhere."""
+    whole = isinstance(schedule, list) and all(isinstance(event, dict) and event.keys() >= EVENT for event in schedule)
+    return schedule if whole and all(is_number(event[name]) for event in schedule for name in ("iteration", "count")) else []
 
 
 def _event(event: dict) -> str:
@@ -209,9 +221,9 @@ def _event(event: dict) -> str:
 def _flat(settings: dict, prefix: str = ""):
     """Rows of (name, value), nested settings by their dotted names."""
     for name, value in settings.items():
-        if name == "schedule" and value:
+        if name == "schedule" and _events(value):
             yield f"{prefix}{name}", "; ".join(map(_event, value))
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and prefix.count(".") < DEEPEST:
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)

@@ -1,12 +1,13 @@
 """The page of a folder that holds the images of several methods, such as `smi demo` writes, with its table."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..csrc.cache import json_of
 from ..errors import InputError
 from ..images.storage import MANIFEST
 from . import one_run, pictures, plots
+from .evidence_data import is_number
 from .one_run import Place, Result
 from .page import Details, Figure, Heading, Part, Section, Table, factor, number, per_cent
 from .published import Ours, published_tables
@@ -16,6 +17,7 @@ FORMAT = "smi.demo/1"
 LINES = 3  # of images of each method
 SAME = 0.01  # fractions that differ by no more say nothing about the methods
 FRACTIONS = {"agreement": "teacher agrees", "w8a8": "W8/A8", "w4a8": "W4/A8", "transfer": "student"}  # columns of the table
+NUMBERS = ("seconds", "images_per_second", "flops_speedup", *FRACTIONS)  # of a row, where they are known
 
 
 def image_folders(folder: Path) -> list[Path]:
@@ -29,14 +31,31 @@ def read_demo(folder: Path) -> dict | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text())
-        if found["format"] != FORMAT:
+        found = json_of(path)
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"it is not of format {FORMAT}")
-        for row in found["table"]:
-            _ = row["method"], row["folder"], float(row["sparsity"]), int(row["images"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read as the demo's table ({type(error).__name__}: {error})") from error
+        _check(found)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as the demo's table: {error}") from error
     return found
+
+
+def _check(demo: dict) -> None:
+    """Raise ValueError where a part of the table is of another type than the page takes."""
+    rows, settings = demo.get("table"), demo.get("settings", {})
+    for name, kind in (("table", list), ("settings", dict), ("notes", list), ("downstream", dict | None)):
+        if not isinstance(demo.get(name, kind() if isinstance(kind, type) else None), kind):
+            raise ValueError(f"{name} is of another type")
+    if not rows or not all(isinstance(row, dict) and all(isinstance(row.get(name), str) for name in ("method", "folder")) for row in rows):
+        raise ValueError("a row names no method or folder")
+    needed = [(row, ("sparsity", "images")) for row in rows] + [(settings, ("iterations", "batch_size", "tv_weight"))] * bool(settings)
+    needed += [(row, ("speedup", "flops_speedup")) for row in rows if row.get("speedup") is not None]
+    for values, names in needed:
+        if not all(is_number(values.get(name)) for name in names):
+            raise ValueError(f"{' or '.join(names)} is no number")
+    numbers = [row.get(name) for row in rows for name in NUMBERS] + [demo.get("full")]
+    if not all(number is None or is_number(number) for number in numbers) or not all(isinstance(note, str) for note in demo.get("notes", [])):
+        raise ValueError("a figure is no number, or a note no text")
 
 
 def sections(results: Sequence[tuple[Path, Result]], demo: dict | None, place: Place) -> list[Section]:

@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 import smi
 from smi.errors import InputError
 from smi.images.patches import to_patches
 from smi.inversion.schedules import make_schedule
-from smi.inversion.snapshots import FILE, load_progress, moments
+from smi.inversion.snapshots import FIELDS, FILE, load_progress, moments
 
 pytestmark = pytest.mark.fast
 
@@ -77,6 +79,28 @@ def test_a_damaged_file_is_named(vit, tmp_path):
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:200])
     with pytest.raises(InputError, match="progress.safetensors is damaged"):
         load_progress(tmp_path, images.provenance["run"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pixels": torch.zeros(3)},
+        {"index": torch.full((8, 16), 99)},
+        {"index": torch.zeros(8, 16)},
+        {"losses": torch.zeros(9, dtype=torch.int64)},
+        {"loss_iterations": torch.zeros(2, dtype=torch.int64)},
+        {"label": torch.zeros(2, dtype=torch.int64)},
+        {"label": torch.tensor([True])},
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(vit, tmp_path, change):
+    """The picture of the progress would fail on them."""
+    run = smi.invert(vit, method="dense", output=tmp_path, **QUICK).provenance["run"]
+    with safe_open(tmp_path / FILE, "pt") as file:
+        held, about = {name: file.get_tensor(name) for name in FIELDS}, file.metadata()
+    save_file(held | change, tmp_path / FILE, metadata=about)
+    with pytest.raises(InputError, match=f"progress.safetensors is damaged .*{next(iter(change))}"):
+        load_progress(tmp_path, run)
 
 
 @pytest.mark.parametrize("count", [-1, 1.5, True])

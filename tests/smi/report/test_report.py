@@ -1,6 +1,7 @@
 """The report: one file that fetches nothing, holds the figures of its folder, and refuses in one sentence."""
 
 import base64
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -264,11 +265,36 @@ def test_nothing_to_report(runs, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "images.json"], "nothing is made where nothing can be reported"
 
 
+CELLS = {
+    "[]": "cell.json holds no JSON object",
+    "[" * 100_000: "cell.json cannot be read as JSON",
+    '{"seconds": "2"}': "cell.json is damaged: seconds is no number",
+    '{"seconds": NaN}': "seconds is no number",
+    '{"copy_curve": [1]}': "copy_curve is no learning curve",
+    '{"copy_curve": [{"accuracy": "x"}]}': "copy_curve is no learning curve",
+}
+WRONG = [{"table": []}, {"settings": [1]}, {"settings": {"iterations": 4}}, {"notes": [1]}, {"downstream": [1]}, {"full": "1"}]  # of the demo's table
+
+
+def test_a_provenance_of_another_form_is_shown_as_it_is(runs):
+    """A report must not end on what only describes the images."""
+    schedule = [[{"iteration": "x", "count": 1, "which": "lowest", "fate": "drop"}], [{"count": 1}], "x", 3, [1]]
+    for value in schedule:
+        assert one_run.provenance_table({"schedule": value}).rows == [("schedule", value if isinstance(value, str) else json.dumps(value))]
+    images = dataclasses.replace(smi.SparseImages.load(runs / "smi"), provenance={"method": ["x"], "model": None})
+    assert one_run.title(images) == "['x'] inversion of None"
+
+
 def test_damaged_tables(runs, tmp_path, capsys):
     write_evidence(tmp_path, runs)
-    (tmp_path / "seed0" / "dense" / "cell.json").write_text("[]")
-    fails(capsys, ["report", tmp_path], 2, "cell.json holds no JSON object")
-    for text in ("{", "[]", '{"format": "other"}', json.dumps({"format": FORMAT, "table": [{"method": "x"}]})):
+    cell = tmp_path / "seed0" / "dense" / "cell.json"
+    for text, reason in CELLS.items():
+        cell.write_text(text)
+        fails(capsys, ["report", tmp_path], 2, reason)
+    row = {"method": "x", "folder": "x", "sparsity": 0.5, "images": 2}
+    wrong = [{"sparsity": "x"}, {"speedup": 2}, {"speedup": 2, "flops_speedup": "x"}, {"transfer": [1]}, {"images": 1e999}, {"folder": 3}]
+    tables = [{"table": [row | change]} for change in wrong] + [{"table": [row]} | change for change in WRONG]
+    for text in ("{", "[]", "[" * 100_000, '{"format": "other"}', *(json.dumps({"format": FORMAT, **table}) for table in tables)):
         (runs / DEMO).write_text(text)
         try:
             fails(capsys, ["report", runs, "-o", tmp_path / "out"], 2, "cannot be read as the demo's table")
