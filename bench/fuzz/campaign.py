@@ -14,7 +14,7 @@ from typing import Any
 
 from . import forks
 from .draw import Draw, Seeded
-from .forks import CASES, Ran
+from .forks import CASES, SECONDS, Ran
 from .shrink import shrink
 from .target import Target
 
@@ -57,14 +57,14 @@ def run(
 ) -> Report:
     """Fuzz the targets. The next chunk is of the target that is furthest behind its share of the cases."""
     report, running, number = Report(seed), dict[int, tuple[Target, Path]](), 0
-    began = time.monotonic()
+    began, each = time.monotonic(), min(SECONDS, 60 * minutes * jobs / (2 * len(targets)))  # every target has its turn in half of the time
     while running or time.monotonic() - began < 60 * minutes:
         if len(running) < jobs and time.monotonic() - began < 60 * minutes:
             target = _next(targets, report, [busy.title for busy, _ in running.values()])
             first = report.cases[target.title]
             draws = [partial(Seeded, seed, target.title, index) for index in range(first, first + CASES)]
             folder, number = work / f"fork-{number}", number + 1
-            running[forks.start(target, draws, folder)] = target, folder
+            running[forks.start(target, draws, folder, each)] = target, folder
             continue
         child, status = os.wait()
         target, folder = running.pop(child)
