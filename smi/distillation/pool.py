@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..images.sparse_images import SparseImages
 from ..inversion.loop import invert
-from ..plain import for_json, whole
+from ..plain import for_json, scalar, whole
 from ..random_streams import generator
 
 POOL = re.compile(r"pool-[0-9]{6,}")  # folders of saved rounds
@@ -92,8 +93,8 @@ class Inversion:
 
     def __init__(self, model: nn.Module, *, seed: int = 0, **settings: Any) -> None:
         self.model, self.seed, self.settings = model, whole()("seed", seed), settings
-        plain = {name: for_json(value) for name, value in settings.items() if not callable(value)}
-        self.about = {"seed": self.seed, **{name: value for name, value in plain.items() if isinstance(value, str | int | float | list)}}
+        told = {name: value for name, value in settings.items() if isinstance(scalar(value), str | int | float | list | np.ndarray | Tensor)}
+        self.about = {"seed": self.seed, **{name: for_json(value) for name, value in told.items()}}
 
     def __call__(self, number: int) -> SparseImages:
         return invert(self.model, seed=self.seed + number, **self.settings)

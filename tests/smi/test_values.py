@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import smi
-from smi.distillation import small_student
+from smi.distillation import Inversion, small_student
 from smi.distillation.settings import TAKES, make_settings
 from smi.errors import InputError
 from smi.inversion.settings import InvertSettings
@@ -261,3 +261,10 @@ def test_small_vits_differ():
     """The fixture of these tests is no constant model."""
     x = torch.randn(2, 3, 16, 16)
     assert not torch.equal(small_vit()(x)[0], small_vit()(x)[1])
+
+
+def test_a_source_of_images_tells_plain_settings(vit):
+    """What identifies a run in its folder; tuples were never told, so that earlier runs go on."""
+    made = Inversion(vit, seed=np.int64(3), num_images=np.int64(2), prune_at=np.array([1, 2]), mean=(0.5, 0.5, 0.5), progress=False)
+    assert made.about == {"seed": 3, "num_images": 2, "prune_at": [1, 2], "progress": False}
+    assert json.dumps(made.about)
