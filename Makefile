@@ -15,6 +15,7 @@ help: ## list the targets
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	if command -v nvcc > /dev/null; then $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps nvidia-cutlass; fi
 	touch $@
 
 demo: $(VENV)/installed ## invert the embedded digits teacher with every method, use the images: table and report

@@ -8,9 +8,10 @@
     python -m bench.gates.compiled --small         exit 1 if a kernel spills or does not fit on sm_86, sm_89 or sm_120
 
 Every Triton kernel in every tile configuration that ships (`compile_cases()` of each kernel.py) is compiled for sm_80, sm_90 and sm_100, and
-csrc/cuda/*.cu for sm_80 and sm_90a where nvcc is found. Numbers are compared exactly with the compiler versions of the committed file; with other
-versions the differences are only reported. Where the machine code is that of the file, by its digest, so are the counts of its instructions: only
-other code is disassembled. sm_86, sm_89 and sm_120 take the configurations of sm_80 in 99 KiB of shared memory: these must fit, and are not compared.
+where nvcc is found csrc/cuda/*.cu for sm_80 and sm_90a: "csrc", and "cutlass", for sm_90a, where CUTLASS's headers are found too. Numbers are
+compared exactly with the compiler versions of the committed file; with other versions the differences are only reported. Where the machine code is
+that of the file, by its digest, so are the counts of its instructions: only other code is disassembled. sm_86, sm_89 and sm_120 take the
+configurations of sm_80 in 99 KiB of shared memory: these must fit, and are not compared.
 """
 
 import argparse
@@ -48,8 +49,8 @@ Part = tuple[int, int]  # (i, n): the i-th of n parts, from 1
 
 
 def in_part(name: str, part: Part | None) -> bool:
-    """Whether a kernel belongs to a part: by its name, so that committed and compiled kernels are parted alike; csrc by its files."""
-    key = "/".join(name.split("/")[:2]) if name.startswith("csrc/") else name
+    """Whether a kernel belongs to a part: by its name, so that committed and compiled kernels are parted alike; what nvcc compiles by its files."""
+    key = "/".join(name.split("/")[:2]) if nvcc.group_of(name) else name
     return part is None or crc32(key.encode()) % part[1] == part[0] - 1
 
 
@@ -106,7 +107,7 @@ def compile_all(
     _known.clear()
     _known.update(known)
     work: list = [(i, a) for i, case in enumerate(cases) for a in ships_for(case) if a in among]
-    work += [(source, architecture) for source in sources for architecture in nvcc.ARCHITECTURES]
+    work += [(source, architecture) for source in sources for architecture in nvcc.architectures(source)]
     kernels: dict[str, dict] = {case.name: {} for case in cases}
     with ProcessPoolExecutor(jobs, mp_context=get_context("fork")) as pool:
         for done, ((_, architecture), found) in enumerate(zip(work, pool.map(compile_work, work), strict=True), 1):
@@ -125,12 +126,14 @@ def progress(text: str) -> None:
 def measure(only: list[str] | None, part: Part | None = None, committed: dict | None = None, jobs: int | None = None) -> dict:
     """All facts: {"versions": {compiler: version}, "kernels": {name: {architecture: facts}}}. committed: earlier ones, to spare work."""
     versions, sources = cubin.compiler_versions(), []
-    if not only or "csrc" in only:
-        if nvcc.found():
-            versions["nvcc"] = nvcc.version()
-            sources = [source for source in nvcc.sources() if in_part(f"csrc/{source.stem}", part)]
+    for group in nvcc.GROUPS:
+        if only and group not in only:
+            continue
+        if nvcc.found(group):
+            versions |= nvcc.versions(group)
+            sources += [source for source in nvcc.sources(group) if in_part(nvcc.prefix(source), part)]
         else:
-            print("csrc is not compiled: there is no nvcc")
+            print(f"{group} is not compiled: there is no nvcc, or there are no headers of CUTLASS")
     kernels = compile_all(triton_cases(only, part), sources, committed["kernels"] if committed else {}, jobs)
     progress("")
     return {"versions": versions, "kernels": kernels}
@@ -174,12 +177,16 @@ def faults(measured: dict) -> list[str]:
     return found
 
 
+def could_compile(name: str, measured: dict) -> bool:
+    """Whether what compiles a kernel was there: nvcc for csrc, CUTLASS's headers too for cutlass."""
+    return {None: True, "csrc": "nvcc" in measured["versions"], "cutlass": "cutlass" in measured["versions"]}[nvcc.group_of(name)]
+
+
 def differences(measured: dict, committed: dict, only: list[str] | None, part: Part | None = None) -> list[tuple[str, str, str, object, object]]:
     """(kernel, architecture, fact, committed, now) for everything that is not equal, the digest of the code aside."""
 
     def concerns(name: str) -> bool:
-        compiled = not name.startswith("csrc/") or "nvcc" in measured["versions"]
-        return compiled and in_part(name, part) and (not only or name.split("/")[0] in only)
+        return could_compile(name, measured) and in_part(name, part) and (not only or name.split("/")[0] in only)
 
     changed = []
     old, new = ({name: v for name, v in side["kernels"].items() if concerns(name)} for side in (committed, measured))
@@ -225,11 +232,10 @@ def check(measured: dict, committed: dict, only: list[str] | None, part: Part | 
 
 
 def update(measured: dict, committed: dict, only: list[str] | None, part: Part | None) -> None:
-    """Rewrite the committed file: what was compiled now, and of what it had the rest, csrc where there is no nvcc."""
+    """Rewrite the committed file: what was compiled now, and of what it had the rest, for example csrc where there is no nvcc."""
 
     def compiled(name: str) -> bool:
-        asked = in_part(name, part) and (not only or name.split("/")[0] in only)
-        return asked and (not name.startswith("csrc/") or "nvcc" in measured["versions"])
+        return could_compile(name, measured) and in_part(name, part) and (not only or name.split("/")[0] in only)
 
     kept = {name: v for name, v in committed["kernels"].items() if not compiled(name)}
     write_text(COMMITTED, as_text(committed["versions"] | measured["versions"], kept | measured["kernels"]))
@@ -265,7 +271,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--update", action="store_true", help="rewrite the committed file")
     made.add_argument("--small", action="store_true", help="sm_86, sm_89 and sm_120 instead: exit 1 if a kernel spills or does not fit")
     made.add_argument("--least", type=int, default=0, metavar="BYTES", help="of --small: what takes at least so much shared memory on sm_80")
-    made.add_argument("--only", nargs="+", metavar="OPERATION", choices=(*versions.OPERATIONS, "csrc"), help="these operations, or csrc")
+    made.add_argument("--only", nargs="+", metavar="OPERATION", choices=(*versions.OPERATIONS, *nvcc.GROUPS), help="these, csrc, cutlass")
     made.add_argument("--part", type=part_of, metavar="I/N", help="the I-th of N parts of the configurations")
     made.add_argument("--jobs", type=int, metavar="N", help="processes; by default one for each processor")
     return made

@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "number.h"
+
 #ifdef __CUDACC__
 #define HOST_DEVICE __host__ __device__
 #else
@@ -10,8 +12,6 @@
 #endif
 
 namespace smi {
-
-enum class Number { bf16, fp16 };
 
 struct AttentionParams {
     const void* qkv;      // [batch, rows, 3, heads, width], 16 bits a number, contiguous, 16-byte aligned; width a multiple of 8

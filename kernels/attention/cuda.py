@@ -1,50 +1,36 @@
 """Attention in CUDA C++ (csrc/cuda): bfloat16 and float16, short sequences. The library that was installed, or one built on first use."""
 
-import sys
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from smi.csrc import build
-from smi.csrc.cache import is_sealed, seal
+
+from .. import cuda_calls
+from ..cuda_calls import DTYPES, contiguous_aligned
 
 MOST_TOKENS = {32: 256, 64: 256, 80: 192, 128: 128}  # by compiled width; as csrc/cuda/attention.h, which a test compares
 MOST_TOKENS_99KB = {32: 256, 64: 144, 80: 128, 128: 80}  # of these, what fits where a block gets 99 KiB of shared memory (8.6, 8.9, 12.x)
 ENOUGH_SHARED = 163 * 1024  # bytes a block gets elsewhere (8.0): all of MOST_TOKENS fit
 OLDEST_DEVICE = (8, 0)
-DTYPES = (torch.bfloat16, torch.float16)
 
 
 @cache
 def unavailable() -> str | None:
     """Why this version cannot run on this machine, in one sentence; None if it can. Asked once a process; compiles nothing."""
-    if not torch.cuda.is_available():
-        return "no CUDA device"
-    capability = torch.cuda.get_device_capability()
-    if capability < OLDEST_DEVICE:
-        return f"it needs compute capability 8.0 or later, this device has {capability[0]}.{capability[1]}"
-    if is_built():
-        return None
-    reason = build.why_not()
-    return f"the CUDA library was not installed and cannot be built: {reason}" if reason else None
+    return cuda_calls.unavailable(build.ATTENTION, OLDEST_DEVICE)
 
 
 def is_built() -> bool:
     """Whether the library was installed or is in the cache, for the current device."""
-    return build.BUILT.exists() or is_sealed(build.cached_library(architecture()))
+    return cuda_calls.is_built(build.ATTENTION)
 
 
 @cache
 def ensure_built() -> str | None:
     """Load the library, compiled first where it was not installed; why it cannot be had, which is also printed. Tried once a process."""
-    try:
-        library()
-    except (OSError, RuntimeError) as error:
-        reason = f"the CUDA library cannot be built here: {str(error)[-500:]}"
-        print(f"smi: {reason}; attention runs in another version", file=sys.stderr, flush=True)
-        return reason
-    return None
+    return cuda_calls.ensure_built(build.ATTENTION)
 
 
 def supports(n: int, width: int, dtype: torch.dtype, most_tokens: dict[int, int] = MOST_TOKENS) -> str | None:
@@ -89,12 +75,6 @@ def tokens_of(qkv: Tensor, index: Tensor | None) -> int:
     return qkv.shape[1] if index is None else index.shape[1]
 
 
-def contiguous_aligned(x: Tensor) -> Tensor:
-    """x, copied if it is not contiguous or does not start at a multiple of 16 bytes."""
-    x = x.contiguous()
-    return x if x.data_ptr() % 16 == 0 else x.clone()
-
-
 def integers(x: Tensor | None) -> Tensor | None:
     """x in the dtypes and order that the kernels take."""
     if x is None:
@@ -102,21 +82,7 @@ def integers(x: Tensor | None) -> Tensor | None:
     return (x if x.dtype in (torch.int32, torch.int64) else x.long()).contiguous()
 
 
-def architecture() -> str:
-    """The architecture to build for on first use, that of the current device."""
-    major, minor = torch.cuda.get_device_capability()
-    return "9.0a" if (major, minor) == (9, 0) else f"{major}.{minor}"
-
-
 @cache
 def library():
     """torch.ops.smi_cuda, loaded once; built first where it was not installed. Raises RuntimeError where that fails."""
-    path = build.BUILT
-    if not path.exists():
-        path = build.cached_library(architecture())
-        if not is_sealed(path):
-            print(f"smi: building the CUDA kernels once for compute capability {architecture()}, into {path.parent}", file=sys.stderr, flush=True)
-            build.compile_library(path, architecture())
-            seal(path)
-    torch.ops.load_library(str(path))
-    return torch.ops.smi_cuda
+    return cuda_calls.load(build.ATTENTION)

@@ -1,4 +1,4 @@
-"""Builds csrc/emulate, in which the CUDA kernels run on the CPU, and calls it."""
+"""Builds csrc/emulate, in which the attention kernels, and the host side of the linear layers, run on the CPU, and calls it."""
 
 import ctypes
 import shutil

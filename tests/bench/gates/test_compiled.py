@@ -75,7 +75,7 @@ def test_the_committed_file_names_what_ships():
     held = {case.name: {f"sm_{a}" for a in compiled.ships_for(case) if a in compiled.ARCHITECTURES} for case in cases}
     wanted = {name: architectures for name, architectures in held.items() if architectures}  # the others are compiled, and not compared
     committed = json.loads(compiled.COMMITTED.read_text())["kernels"]
-    assert {name: set(found) for name, found in committed.items() if not name.startswith("csrc/")} == wanted
+    assert {name: set(found) for name, found in committed.items() if not nvcc.group_of(name)} == wanted
     parts = [case.name for i in range(1, 9) for case in compiled.triton_cases(["attention"], (i, 8))]
     assert sorted(parts) == sorted(name for name in held if name.startswith("attention/"))
 
