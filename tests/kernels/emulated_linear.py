@@ -14,7 +14,7 @@ from smi.csrc import build
 
 KINDS = ("gelu", "residual", "gelu_gradient")  # Linear of csrc/cuda/linear.h
 MULTIPROCESSORS = 132
-BFLOAT16 = 9  # CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+TWO_BYTES = (1, 9)  # CU_TENSOR_MAP_DATA_TYPE_UINT16 and _BFLOAT16: the same to TMA, which fills with zeros past the ends
 SWIZZLE_BYTES = (1 << 30, 32, 64, 128)  # by CUtensorMapSwizzle: the most that the innermost side of a box may have
 
 

@@ -16,7 +16,7 @@ from smi.kernels.linear_residual import cuda as residual_cuda
 from smi.kernels.linear_residual.reference import linear_residual as residual_definition
 from smi.kernels.precision import same_precision
 from tests.kernels import checks, emulated_linear
-from tests.kernels.emulated_linear import BFLOAT16, MULTIPROCESSORS, SWIZZLE_BYTES, EmulatedLinear
+from tests.kernels.emulated_linear import MULTIPROCESSORS, SWIZZLE_BYTES, TWO_BYTES, EmulatedLinear
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="g++ is not on the PATH")
 needs_cutlass = pytest.mark.skipif(
@@ -95,8 +95,9 @@ def test_every_size_of_the_engine_can_be_launched(emulation, kind, columns, dept
         for stream_k in (False, True)[: 1 + (kind == "residual")]:
             _, launch = machine.describe(kind, rows, columns, depth, stream_k, **place)
             assert launch.possible
-            assert (launch.workspace > 0) == stream_k
-            assert launch.workspace < 2**28
+            assert launch.workspace == 0 if not stream_k else launch.workspace < 2**26
+            if stream_k and residual_cuda.divide_contraction(rows, columns, depth, MULTIPROCESSORS):
+                assert launch.workspace > 0
             assert 100_000 < launch.shared <= SHARED_LIMIT
             assert (launch.threads, launch.stages >= 3) == (384, True)
             assert 1 <= launch.grid[0] * launch.grid[1] * launch.grid[2] <= MULTIPROCESSORS
@@ -110,7 +111,7 @@ def test_every_size_of_the_engine_can_be_launched(emulation, kind, columns, dept
 
 def check_map(found: emulated_linear.Map, inner: int, outer: int) -> None:
     """A contiguous matrix [outer, inner], in a map that keeps to the rules of cuTensorMapEncodeTiled."""
-    assert found.type == BFLOAT16
+    assert found.type in TWO_BYTES
     assert list(found.sizes[: found.rank]) == [inner, outer] + [1] * (found.rank - 2)
     assert found.pitches[1] == 2 * inner
     assert all(pitch % 16 == 0 and pitch < 2**40 for pitch in found.pitches[1 : found.rank])
@@ -192,7 +193,6 @@ def test_non_contiguous_and_misaligned_operands(emulated, monkeypatch, stream_k)
     assert given["bias"].data_ptr() % 16
     out = residual_cuda.forward(**given)
     torch.testing.assert_close(out, want, rtol=2e-2, atol=2e-2)
-    assert (emulated.launch.workspace > 0) == stream_k
 
 
 def test_what_it_does_not_take():
