@@ -80,9 +80,16 @@ def test_the_epilogue_computes_gelu_and_its_derivative(functions):
     torch.testing.assert_close(functions("gelu", h).double(), exact * phi, rtol=3e-7, atol=5e-7)
     slope = phi + exact * (-0.5 * exact**2).exp() / (2 * torch.pi) ** 0.5
     torch.testing.assert_close(functions("gelu_slope", h).double(), slope, rtol=3e-7, atol=5e-7)
-    gradient = torch.randn_like(h)
-    saved = functions("saved_of", h).bfloat16().float()
-    torch.testing.assert_close(functions("times_slope", gradient, saved).double(), gradient.double() * slope, rtol=1e-2, atol=1e-6)
+
+
+@needs_compiler
+def test_what_is_saved_is_what_the_other_versions_save(functions):
+    """So that any version's backward continues any version's forward: `saved_of` and `times_slope` against the reference's raw functions."""
+    h, gradient, one = torch.randn(64, 8) * 3, torch.randn(64, 8), torch.eye(8)
+    _, saved = versions.load("linear_gelu", "reference").forward(h, one, None, "gelu", True)
+    torch.testing.assert_close(functions("saved_of", h), saved, rtol=1e-6, atol=1e-6)
+    want = versions.load("linear_residual", "reference").backward_gelu(gradient, one, None, saved, "gelu")
+    torch.testing.assert_close(functions("times_slope", gradient, saved), want, rtol=1e-6, atol=2e-6)
 
 
 @needs_cutlass
