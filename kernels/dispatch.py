@@ -2,7 +2,8 @@
 
 `auto`, the default of SMI_BACKEND, takes cpu, stock or reference on the CPU; on a GPU it takes the fastest version that was verified there
 (`verification`), and stock or reference where none was. Any other value names one version for all operations; `cuda` means CUDA C++ for the
-operations written in it and Triton for the others. A version that is named and cannot run raises BackendUnavailable: nothing falls back silently.
+operations written in it, and Triton for the others and for the GEMMs that the CUDA C++ does not take. A version that is named and cannot run raises
+BackendUnavailable: nothing falls back silently.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -29,13 +30,21 @@ def resolve(operation: str, function: str, *args) -> str:
     asked = versions.asked_for()
     if asked == "auto":
         return next(v for v in _by_preference(operation, function, args) if not ensure_built(operation, v))
-    version = "triton" if asked == "cuda" and not exists(operation, "cuda") else asked
+    version = _cuda_or_triton(operation, function, args) if asked == "cuda" else asked
     if asked == "stock" and not exists(operation, "stock"):
         version = "reference"
     reason = why_not(operation, version, function, args) or ensure_built(operation, version)
     if reason:
         raise BackendUnavailable(f"{operation} was asked to run in {asked} but cannot: {reason}")
     return version
+
+
+def _cuda_or_triton(operation: str, function: str, args: tuple) -> str:
+    """What `cuda` means: Triton where an operation has no CUDA C++, or has some whose module says so (LEFT_TO) for what it does not take."""
+    if not exists(operation, "cuda"):
+        return "triton"
+    left_to = getattr(versions.load(operation, "cuda"), "LEFT_TO", None)
+    return left_to if left_to and (why_not(operation, "cuda", function, args) or ensure_built(operation, "cuda")) else "cuda"
 
 
 def _by_preference(operation: str, function: str, args: tuple) -> Iterator[str]:

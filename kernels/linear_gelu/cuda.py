@@ -17,6 +17,9 @@ from .stock import backward
 __all__ = ["backward", "ensure_built", "forward", "is_built", "unavailable", "unsupported"]
 
 
+LEFT_TO = "triton"  # where SMI_BACKEND=cuda: a few rows, other devices, no headers
+
+
 def unsupported(function: str, *args) -> str | None:
     """Why raw `function` cannot run on `args`; None if it can."""
     if function == "forward":

@@ -19,6 +19,7 @@ from .stock import backward
 
 __all__ = ["backward", "backward_gelu", "ensure_built", "forward", "is_built", "unavailable", "unsupported"]
 
+LEFT_TO = "triton"  # where SMI_BACKEND=cuda: a few rows, other devices, no headers
 BM, BN, BK = 128, 192, 64  # as Tile in csrc/cuda/linear_gemm.cuh
 STEP = 768  # cycles of the tensor cores for BM x BN x BK multiply-adds, 2048 a cycle
 FIX_UP = 5000  # cycles to add one part of a tile to the others: 98,304 bytes, read and written, at 40 a cycle (assumed)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from smi.csrc import build
-from smi.kernels import cuda_calls, versions
+from smi.kernels import cuda_calls, dispatch, versions
 from smi.kernels.comparison import cast, error_of
 from smi.kernels.linear_gelu.reference import linear_gelu as gelu_definition
 from smi.kernels.linear_residual import cuda as residual_cuda
@@ -208,6 +208,17 @@ def test_what_it_does_not_take():
     assert "multiples of 8, not [3072, 770]" in cuda_calls.linear_supports(64, (3072, 770), torch.bfloat16)
     assert "not float32" in cuda_calls.linear_supports(64, (3072, 768), torch.float32)
     assert "not for quick_gelu" in cuda_calls.linear_supports(64, (3072, 768), torch.bfloat16, "quick_gelu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton is interpreted where there is no GPU")
+def test_where_cuda_is_asked_for_triton_does_the_rest():
+    """So that a whole engine can be forced into CUDA C++: its last block has as many rows as images."""
+    x, w = torch.randn(2, 8), torch.randn(8, 8)
+    with versions.forced("cuda"):
+        assert dispatch.resolve("linear_gelu", "forward", x, w, None, "gelu", True) == "triton"
+        assert dispatch.resolve("linear_residual", "forward", x, w, None, x, None) == "triton"
+        with pytest.raises(versions.BackendUnavailable, match="attention was asked to run in cuda but cannot"):
+            dispatch.resolve("attention", "forward", torch.randn(1, 4, 3, 1, 8), None, None, 1.0)
 
 
 def test_each_function_asks_about_its_own_arguments(monkeypatch):
