@@ -17,33 +17,39 @@ SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 
 
 class Tile(NamedTuple):
-    """BM x BN results by steps of BK along the contraction."""
+    """BM x BN results by steps of BK along the contraction. maxnreg: registers of a thread at most, 0 for what the compiler takes. resident: programs
+    that a multiprocessor holds at a time (compile gate)."""
 
     BM: int
     BN: int
     BK: int
     warps: int
     stages: int
+    maxnreg: int = 0
+    resident: int = 1
 
 
 Table = dict[tuple[int, int], tuple[Tile, ...]]  # by code of `tuned.Limits` and bytes per element, the smallest tile last
 
 # Tiles of GEMMs with a fused epilogue. Every reason comes from sizes and from the compile gate, none from a timing.
 # 2 bytes: the largest tile that does not spill, one at which two programs share a multiprocessor (one computes while the other stores), a small one.
-# sm_80: 128 x 128 by 4 warps spills. sm_90: 128 x 256 by 8 warps is two wgmma groups and fills the registers; 128 x 128 by 4 warps leaves room for
-# two programs. sm_100: 128 x 256 spills; results are in tensor memory, 128 x 128 by 8 warps needs 128 registers, room for two programs;
-# 64 x 64 in steps of 64 spills.
+# sm_80: 128 x 128 by 4 warps spills. sm_90: 128 x 256 by 8 warps fills the registers, so that nothing runs during its epilogue; 128 x 128 by 4 warps
+# leaves room for two programs, which are faster by the model (docs/gpu-model.md). sm_100: 128 x 256 spills; results are in tensor memory, and
+# 128 x 128 by 8 warps needs 128 registers, room for two programs; 64 x 64 in steps of 64 spills.
 # 4 bytes: exact float32 GEMMs run on the CUDA cores, where larger tiles would spill.
 TILES: Table = {
-    (80, 2): (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
-    (90, 2): (Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 4, 3), Tile(64, 64, 64, 4, 4)),
-    (100, 2): (Tile(128, 128, 64, 8, 3), Tile(64, 64, 32, 4, 4)),
+    (80, 2): (Tile(128, 128, 64, 8, 3), Tile(64, 64, 64, 4, 4, resident=3)),
+    (90, 2): (Tile(128, 128, 64, 4, 3, resident=2), Tile(64, 64, 64, 4, 4, resident=3)),
+    (100, 2): (Tile(128, 128, 64, 8, 3, resident=2), Tile(64, 64, 32, 4, 4, resident=6)),
     (80, 4): (Tile(64, 64, 32, 8, 2), Tile(32, 32, 32, 4, 2)),
     (90, 4): (Tile(64, 64, 32, 8, 2), Tile(32, 32, 32, 4, 2)),
     (100, 4): (Tile(64, 64, 32, 8, 2), Tile(32, 32, 32, 4, 2)),
 }
 GROUP = 8  # rows of tiles that share columns of weights while those are in L2
-OPERAND_COST = 64  # multiply-adds in the time of reading one operand from shared memory (sm_90, derived: 4096 against 64 elements a cycle)
+# Multiply-adds of a multiprocessor in the time of other work, for an H200 by the constants of docs/gpu-model.md.
+OPERAND_COST = 88  # one operand from L2
+EPILOGUE_COST = 600  # one result, outside of the loop
+LATENCY_COST = 3_000_000  # a program's first load
 
 
 def shared_bytes(tile: Tile, itemsize: int, left: int = 1) -> int:
@@ -51,14 +57,18 @@ def shared_bytes(tile: Tile, itemsize: int, left: int = 1) -> int:
     return tile.stages * (left * tile.BM + tile.BN) * tile.BK * itemsize
 
 
-def choose(table: Table, M: int, N: int, device: torch.device, dtype: torch.dtype, left: int = 1) -> Tile:
-    """The tile that needs the least time by count, of those that fit into a block: waves of programs, each of BM * BN multiply-adds and BM + BN
-    operands per step."""
+def choose(table: Table, M: int, N: int, K: int, device: torch.device, dtype: torch.dtype, left: int = 1) -> Tile:
+    """The tile that needs the least time by count, of those that fit into a block: rounds of resident programs, which overlap until multiply-adds or
+    operands rule; a program alone waits for its first load, its loop and its epilogue in turn."""
     gpu, tiles = limits(device), table[limits(device).code, dtype.itemsize]
 
-    def cost(tile: Tile) -> int:
-        waves = triton.cdiv(triton.cdiv(M, tile.BM) * triton.cdiv(N, tile.BN), gpu.processors)
-        return waves * (tile.BM * tile.BN + OPERAND_COST * (tile.BM + tile.BN))
+    def cost(tile: Tile) -> float:
+        size = tile.BM * tile.BN
+        loop = K * max(size, OPERAND_COST * (tile.BM + tile.BN))
+        alone = LATENCY_COST + loop + EPILOGUE_COST * size
+        rounds, rest = divmod(triton.cdiv(M, tile.BM) * triton.cdiv(N, tile.BN), gpu.processors * tile.resident)
+        last = max(triton.cdiv(rest, gpu.processors) * loop, alone) if rest else 0
+        return rounds * max(tile.resident * loop, alone) + last
 
     fitting = [tile for tile in tiles if shared_bytes(tile, dtype.itemsize, left) <= gpu.shared]
     return min(fitting or tiles[-1:], key=cost)  # the last is the smallest
@@ -75,10 +85,11 @@ def grid(tile: Tile, M: int, N: int) -> tuple[int]:
 
 def launch_options(tile: Tile, K: int, dtype: torch.dtype) -> dict:
     """Constants and options that the tile, the contraction's length and the dtype give to a kernel."""
-    return {
+    options = {
         "BM": tile.BM, "BN": tile.BN, "BK": tile.BK, "GROUP": GROUP, "num_warps": tile.warps, "num_stages": tile.stages,
         "EVEN_K": K % tile.BK == 0, "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
     }  # fmt: skip
+    return options | ({"maxnreg": tile.maxnreg} if tile.maxnreg else {})
 
 
 def cases(name: str, kernel, tensors: str, table: Table, flags: dict) -> list[CompileCase]:
@@ -90,9 +101,9 @@ def cases(name: str, kernel, tensors: str, table: Table, flags: dict) -> list[Co
         types = {f"p_{t}": f"*{kind}" for t in tensors.split()} | {"M": "i32", "N": "i32", "K": "i32"}
         for tile in tiles:
             constants = launch_options(tile, tile.BK, dtype) | flags
-            warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
+            warps, stages, maxnreg = constants.pop("num_warps"), constants.pop("num_stages"), constants.pop("maxnreg", None)
             label = f"{name}/{kind}_{tile.BM}x{tile.BN}x{tile.BK}_for_sm{architecture}"
-            found.append(CompileCase(label, kernel, types, constants, warps, stages, ("N", "K"), (architecture,)))
+            found.append(CompileCase(label, kernel, types, constants, warps, stages, ("N", "K"), (architecture,), maxnreg=maxnreg))
     return found
 
 
@@ -160,23 +171,12 @@ def normal_cdf(b_h):
 
 @triton.jit
 def activate(b_h, ACTIVATION: tl.constexpr):
-    """f(h) in float32; the formulas are in linear_gelu/reference.py."""
-    if ACTIVATION == "gelu":
-        b_cdf, _ = normal_cdf(b_h)
-        return b_h * b_cdf
-    if ACTIVATION == "gelu_tanh":
-        return b_h * sigmoid(2.0 * SQRT_2_OVER_PI * (b_h + 0.044715 * b_h * b_h * b_h))
-    return b_h * sigmoid(1.702 * b_h)
-
-
-@triton.jit
-def slope(b_h, ACTIVATION: tl.constexpr):
-    """f'(h) in float32; derived in linear_gelu/README.md."""
+    """f(h) and f'(h) in float32, which share their exponential; formulas in linear_gelu/reference.py, derived in linear_gelu/README.md."""
     if ACTIVATION == "gelu":
         b_cdf, b_e = normal_cdf(b_h)
-        return b_cdf + b_h * b_e * RSQRT_2PI
+        return b_h * b_cdf, b_cdf + b_h * b_e * RSQRT_2PI
     if ACTIVATION == "gelu_tanh":
         b_s = sigmoid(2.0 * SQRT_2_OVER_PI * (b_h + 0.044715 * b_h * b_h * b_h))
-        return b_s + b_h * b_s * (1.0 - b_s) * 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044715 * b_h * b_h)
+        return b_h * b_s, b_s + b_h * b_s * (1.0 - b_s) * 2.0 * SQRT_2_OVER_PI * (1.0 + 3.0 * 0.044715 * b_h * b_h)
     b_s = sigmoid(1.702 * b_h)
-    return b_s + 1.702 * b_h * b_s * (1.0 - b_s)
+    return b_h * b_s, b_s + 1.702 * b_h * b_s * (1.0 - b_s)

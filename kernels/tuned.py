@@ -106,7 +106,7 @@ def tile(operation: str, slot: str, built_in: Tile, device: torch.device) -> Til
         found = table(device).get((operation, slot))
     if found is None or len(found) != len(built_in):  # of another kernel than this one
         return built_in
-    return built_in._make(found) if hasattr(built_in, "_make") else tuple(found)
+    return type(built_in)(*found) if hasattr(built_in, "_make") else tuple(found)
 
 
 @contextmanager

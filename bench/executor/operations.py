@@ -169,7 +169,7 @@ def gelu_works(cases: list[CompileCase]) -> Iterator[Work]:
         rows, columns, depth = sizes_of(case)
         k, m = (depth, columns) if kernel == "fwd" else (columns, depth)
         arguments = {"x": random(rows, k), "weight": random(m, k) * k**-0.5, "bias": random(m)}
-        arguments["activation"] = case.constants["ACTIVATION"]
+        arguments["activation"] = case.constants.get("ACTIVATION", "gelu")  # backward reads the derivative that forward saved
         tile = {f"{kernel}/": numbers(case, "BM", "BN", "BK")}
         inputs = ("x",) if kernel == "bwd" else ()
         example = Example(linear_gelu if inputs else forward_gelu, gelu_reference.linear_gelu, arguments, inputs)
@@ -177,7 +177,7 @@ def gelu_works(cases: list[CompileCase]) -> Iterator[Work]:
 
 
 def forward_gelu(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
-    """y with h saved, as before a backward."""
+    """y with the derivative saved, as before a backward."""
     return dispatch.call("linear_gelu", "forward", x, weight, bias, activation, True)[0]
 
 
@@ -191,19 +191,19 @@ def residual_works(cases: list[CompileCase]) -> Iterator[Work]:
             example = Example(linear_residual, residual_reference.linear_residual, arguments)
         else:
             arguments = {"grad_y": random(rows, depth), "weight": random(depth, columns) * depth**-0.5, "gamma": random(depth)}
-            arguments |= {"h": random(rows, columns), "activation": case.constants["ACTIVATION"]}
+            arguments |= {"slope": random(rows, columns)}
             example = Example(backward_gelu, backward_gelu_reference, arguments)
         yield Work(case.name, example, dtype_of(case, "p_w"), (case.name,), tile)
 
 
-def backward_gelu(grad_y: Tensor, weight: Tensor, gamma: Tensor, h: Tensor, activation: str) -> Tensor:
+def backward_gelu(grad_y: Tensor, weight: Tensor, gamma: Tensor, slope: Tensor) -> Tensor:
     """As the engine calls it."""
-    return dispatch.call("linear_residual", "backward_gelu", grad_y, weight, gamma, h, activation)
+    return dispatch.call("linear_residual", "backward_gelu", grad_y, weight, gamma, slope)
 
 
-def backward_gelu_reference(grad_y: Tensor, weight: Tensor, gamma: Tensor, h: Tensor, activation: str) -> Tensor:
-    """Gradient of h, in the precision of the arguments."""
-    return gradients(gelu_reference.ACTIVATIONS[activation], [h], [(grad_y * gamma) @ weight])[0]
+def backward_gelu_reference(grad_y: Tensor, weight: Tensor, gamma: Tensor, slope: Tensor) -> Tensor:
+    """Gradient of h where x = f(h) and slope = f'(h), in the precision of the arguments."""
+    return ((grad_y * gamma) @ weight) * slope
 
 
 # ---- images

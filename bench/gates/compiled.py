@@ -74,7 +74,7 @@ def compile_triton(case, architecture: int, known: dict | None = None) -> dict:
     from triton.compiler import ASTSource
 
     source = ASTSource(fn=case.kernel, signature=case.signature(), constexprs=case.constants, attrs=case.attributes())
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages} | ({"maxnreg": case.maxnreg} if case.maxnreg else {})
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
     return cubin.facts(compiled.asm["cubin"], known) | {"shared": compiled.metadata.shared}
 

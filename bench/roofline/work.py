@@ -24,7 +24,7 @@ class Work(NamedTuple):
 READ_AND_WRITTEN = {"adam_step": ("p_avg", "p_avg_sq")}  # arguments that count twice
 OPERANDS = {  # of the GEMM in the loop
     "linear_gelu_fwd": ("p_x", "p_w"),
-    "linear_gelu_bwd": ("p_dy", "p_h", "p_w"),
+    "linear_gelu_bwd": ("p_dy", "p_slope", "p_w"),
     "linear_residual_fwd": ("p_x", "p_w"),
     "linear_residual_bwd_gelu": ("p_dy", "p_w"),
     "patch_embed_fwd": ("p_images", "p_weight"),

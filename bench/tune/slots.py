@@ -91,6 +91,7 @@ def bin_of(rows: int) -> int:
 
 
 GEMM = {"BM": powers(32, 256), "BN": powers(32, 256), "BK": powers(32, 128), "warps": powers(4, 8), "stages": (1, 2, 3, 4, 5)}
+GEMM |= {"maxnreg": (0, 128, 168), "resident": ()}  # the latter follows from the others, and only the launcher's own choice reads it
 
 
 def gemm_slot(operation: str, kernel: str, function: str, N: int, K: int, rows: int, arguments: Callable) -> Slot:
@@ -109,8 +110,8 @@ def gelu_slots() -> Iterator[Slot]:
 
         def backward(device, rows, width=width, hidden=hidden):
             weight = draw(device, torch.bfloat16, hidden, width, scale=width**-0.5)
-            grad, h = draw(device, torch.bfloat16, 2, rows, hidden).unbind()
-            return grad, h, weight, "gelu"
+            grad, slope = draw(device, torch.bfloat16, 2, rows, hidden).unbind()
+            return grad, slope, weight
 
         yield gemm_slot("linear_gelu", "fwd", "forward", hidden, width, rows, forward)
         yield gemm_slot("linear_gelu", "bwd", "backward", width, hidden, rows, backward)
@@ -128,7 +129,7 @@ def residual_slots() -> Iterator[Slot]:
 
         def backward(device, rows, width=width):
             weight = draw(device, torch.bfloat16, width, 4 * width, scale=(4 * width) ** -0.5)
-            return draw(device, torch.bfloat16, rows, width), weight, None, draw(device, torch.bfloat16, rows, 4 * width), "gelu"
+            return draw(device, torch.bfloat16, rows, width), weight, None, draw(device, torch.bfloat16, rows, 4 * width)
 
         yield gemm_slot("linear_residual", "bwd_gelu", "backward_gelu", 4 * width, width, rows, backward)
 

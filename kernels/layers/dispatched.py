@@ -17,6 +17,7 @@ class Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, gamma: Tensor | None = None):
         self.weight, self.bias, self.gamma = (None if x is None else x.detach().contiguous() for x in (weight, bias, gamma))
+        self.scaled = self.weight if self.gamma is None else self.gamma[:, None] * self.weight  # gamma W: backward
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """x W^T + b."""
@@ -29,20 +30,20 @@ class Linear:
     def forward_activation(
         self, x: Tensor, activation: str, save: bool = True, saved: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """f(x W^T + b), and what is saved for `backward_activation`: its argument, [..., m], or [0] if not `save`."""
+        """f(x W^T + b), and what is saved for `backward_activation`: its derivative, [..., m], or [0] if not `save`."""
         return call("linear_gelu", "forward", x, self.weight, self.bias, activation, save)
 
     def recompute_saved(self, x: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
-        """What `forward_activation` saves, without its result."""
-        return self.forward(x, out)
+        """What `forward_activation` saves."""
+        return self.forward_activation(x, activation)[1]
 
     def backward(self, grad: Tensor, out: Tensor | None = None) -> Tensor:
         """Gradient of x from that of gamma (x W^T + b)."""
-        return call("linear_residual", "backward", grad, self.weight, self.gamma)
+        return call("linear_residual", "backward", grad, self.scaled, None)
 
     def backward_activation(self, grad: Tensor, saved: Tensor, activation: str, out: Tensor | None = None) -> Tensor:
-        """Gradient of h where x = f(h); saved: h."""
-        return call("linear_residual", "backward_gelu", grad, self.weight, self.gamma, saved, activation)
+        """Gradient of h where x = f(h); saved: f'(h)."""
+        return call("linear_residual", "backward_gelu", grad, self.scaled, None, saved)
 
 
 class Norm:

@@ -30,24 +30,27 @@ def check_linear(operation: str, x: Tensor, weight: Tensor, bias: Tensor | None)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
-    """y [..., m]; h = x W^T + b [..., m] where it is saved for backward, else [0]."""
+    """y = f(h) [..., m] for h = x W^T + b; f'(h) [..., m] where it is saved for backward, else [0]."""
     y = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
     return y, torch.empty_like(y) if keep else y.new_empty(0)
 
 
-def _backward_fake(grad_y: Tensor, h: Tensor, weight: Tensor, activation: str) -> Tensor:
-    """Gradient [..., k] of x."""
-    return torch.empty(*h.shape[:-1], weight.shape[1], dtype=h.dtype, device=h.device)
+def _backward_fake(grad_y: Tensor, slope: Tensor, weight: Tensor) -> Tensor:
+    """Gradient [..., k] of x; slope: f'(h)."""
+    return torch.empty(*slope.shape[:-1], weight.shape[1], dtype=slope.dtype, device=slope.device)
 
 
 def _forward_reference(x, weight, bias, activation, keep):
     y = reference.linear_gelu(x, weight, bias, activation)
-    return y, torch.nn.functional.linear(wide(x), wide(weight), None if bias is None else wide(bias)).to(x.dtype) if keep else y.new_empty(0)
+    if not keep:
+        return y, y.new_empty(0)
+    h = torch.nn.functional.linear(wide(x), wide(weight), None if bias is None else wide(bias))
+    (slope,) = gradients(reference.ACTIVATIONS[activation], [h], [torch.ones_like(h)])
+    return y, slope.to(x.dtype)
 
 
-def _backward_reference(grad_y, h, weight, activation):
-    (grad_h,) = gradients(reference.ACTIVATIONS[activation], [wide(h)], [wide(grad_y)])
-    return (grad_h @ wide(weight)).to(h.dtype)
+def _backward_reference(grad_y, slope, weight):
+    return ((wide(grad_y) * wide(slope)) @ wide(weight)).to(slope.dtype)
 
 
 _forward = register("linear_gelu", "forward", _forward_fake, _forward_reference)
@@ -55,7 +58,7 @@ _backward = register("linear_gelu", "backward", _backward_fake, _backward_refere
 
 
 def _save(ctx, inputs, output):
-    _, weight, _, ctx.activation, ctx.keep = inputs
+    _, weight, _, _, ctx.keep = inputs
     ctx.save_for_backward(output[1], weight)
     ctx.mark_non_differentiable(output[1])
 
@@ -63,8 +66,7 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad_y, _):
     if not ctx.keep:
         raise RuntimeError("smi::linear_gelu was called with keep=False: nothing was saved for backward")
-    h, weight = ctx.saved_tensors
-    return _backward(grad_y, h, weight, ctx.activation), None, None, None, None
+    return _backward(grad_y, *ctx.saved_tensors), None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

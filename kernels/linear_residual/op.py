@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from ..linear_gelu.op import check_linear
-from ..linear_gelu.reference import ACTIVATIONS
 from ..precision import wide
-from ..registration import expect, gradients, refuse_trainable, register
+from ..registration import expect, refuse_trainable, register
 from . import reference
 
 
@@ -34,9 +33,10 @@ def _backward_fake(grad_y: Tensor, weight: Tensor, gamma: Tensor | None) -> Tens
     return torch.empty(*grad_y.shape[:-1], weight.shape[1], dtype=grad_y.dtype, device=grad_y.device)
 
 
-def _backward_gelu_fake(grad_y: Tensor, weight: Tensor, gamma: Tensor | None, h: Tensor, activation: str) -> Tensor:
-    """Gradient [..., k] of h where x = f(h): the backward of this layer and of the activation before it in one GEMM."""
-    return torch.empty(h.shape, dtype=h.dtype, device=h.device)
+def _backward_gelu_fake(grad_y: Tensor, weight: Tensor, gamma: Tensor | None, slope: Tensor) -> Tensor:
+    """Gradient [..., k] of h where x = f(h): the backward of this layer and of the activation before it in one GEMM. slope: f'(h), as linear_gelu
+    saves it."""
+    return torch.empty(slope.shape, dtype=slope.dtype, device=slope.device)
 
 
 def _forward_reference(x, weight, bias, residual, gamma):
@@ -47,9 +47,9 @@ def _backward_reference(grad_y, weight, gamma):
     return (wide(grad_y if gamma is None else wide(grad_y) * wide(gamma)) @ wide(weight)).to(grad_y.dtype)
 
 
-def _backward_gelu_reference(grad_y, weight, gamma, h, activation):
+def _backward_gelu_reference(grad_y, weight, gamma, slope):
     grad_x = wide(grad_y if gamma is None else wide(grad_y) * wide(gamma)) @ wide(weight)
-    return gradients(ACTIVATIONS[activation], [wide(h)], [grad_x])[0].to(h.dtype)
+    return (grad_x * wide(slope)).to(slope.dtype)
 
 
 _forward = register("linear_residual", "forward", _forward_fake, _forward_reference)

@@ -3,8 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..linear_gelu.stock import activation_gradient
-
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, gamma: Tensor | None) -> Tensor:
     """y as in op.py."""
@@ -17,6 +15,6 @@ def backward(grad_y: Tensor, weight: Tensor, gamma: Tensor | None) -> Tensor:
     return grad_y.contiguous() @ (weight if gamma is None else gamma[:, None] * weight)
 
 
-def backward_gelu(grad_y: Tensor, weight: Tensor, gamma: Tensor | None, h: Tensor, activation: str) -> Tensor:
-    """Gradient of h, where x = f(h)."""
-    return activation_gradient(backward(grad_y, weight, gamma), h.contiguous(), activation)
+def backward_gelu(grad_y: Tensor, weight: Tensor, gamma: Tensor | None, slope: Tensor) -> Tensor:
+    """Gradient of h, where x = f(h); slope: f'(h)."""
+    return backward(grad_y, weight, gamma).mul_(slope)

@@ -2,7 +2,7 @@
 
 No weight gradients and no attention matrices; tokens are made for the active patches alone. Of the last block, queries, projection and MLP are
 computed for the tokens that the heads read, which is exact. Saved activations, in elements per token and block: 3d (qkv) + 4d (the activation's
-argument, or its derivative) + 2d (inputs of the two norms). `recompute` saves 44 % of them, the 4d, for 17 % more FLOPs.
+derivative) + 2d (inputs of the two norms). `recompute` saves 44 % of them, the 4d, for 17 % more FLOPs.
 
 A model is cut in two. The trunk is all blocks, by the layers of `kernels.layers.cpp` or `kernels.layers.dispatched`. The calls of the former are
 recorded once for memory that stays; then each thread runs the whole recorded sequence on its share of the batch (`kernels.layers.recorded_pass`),

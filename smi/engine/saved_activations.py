@@ -16,7 +16,7 @@ class Mode:
     """How the fused engine computes: what decides its memory."""
 
     dtype: torch.dtype
-    recompute: bool = False  # compute the activation's argument again in the backward pass instead of saving it
+    recompute: bool = False  # compute the activation's derivative again in the backward pass instead of saving it
 
 
 class Workspace:
@@ -73,7 +73,7 @@ class SavedBlock(NamedTuple):
     lse: Tensor  # [B, H, T], log of the sum of exponentials
     mid: Tensor  # [B, T, d], between attention and MLP
     norm2: list[Tensor]
-    activation: Tensor | None  # [B, T, 4d], the activation's argument or its derivative, as the layers have it; None: computed again
+    activation: Tensor | None  # [B, T, 4d], the activation's derivative; None: computed again
 
 
 class SavedLastBlock(NamedTuple):

@@ -78,15 +78,10 @@ class Step:
         self.output, _, saved = self.engine.forward(self.images, self.index, augmentation, self.workspace)
         self.kept_bytes = self.kept_bytes or saved.bytes()
         loss, grad_logits, grad_images = self._loss_gradients(self.output.logits)
-        self._backward(saved, grad_logits, self.grad)
+        self.grad = self.engine.backward(saved, grad_logits, self.grad)  # written there, or new: a copy would cost as much as the update
         if grad_images is not None:
             self.grad += grad_images
         return loss
-
-    def _backward(self, saved: Any, grad_logits: Tensor, out: Tensor) -> None:
-        found = self.engine.backward(saved, grad_logits, out)
-        if found is not out:
-            out.copy_(found)
 
     def _gradient_in_chunks(self, augmentation: Tensor) -> Tensor:
         """Two forward passes, one for the loss and one for its gradient, because a loss may depend on the whole batch."""
@@ -96,7 +91,10 @@ class Step:
         for chunk in self.chunks:
             _, _, saved = self.engine.forward(self.images[chunk], self.index[chunk], augmentation, self.workspace)
             self.kept_bytes = max(self.kept_bytes, saved.bytes())
-            self._backward(saved, grad_logits[chunk], self.grad[chunk])
+            out = self.grad[chunk]
+            found = self.engine.backward(saved, grad_logits[chunk], out)
+            if found is not out:
+                out.copy_(found)
         if grad_images is not None:
             self.grad += grad_images
         return loss

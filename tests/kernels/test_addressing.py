@@ -71,13 +71,13 @@ def layer_norm() -> dict[str, tuple]:
 
 def linear_gelu() -> dict[str, tuple]:
     x, weight, bias = numbers(128, 64), numbers(64, 64) / 8, numbers(64)
-    _, h = versions.load("linear_gelu", "triton").forward(x, weight, bias, "gelu", True)
-    return {"forward": ([x, weight, bias, "gelu", True], [0]), "backward": ([numbers(128, 64), h, weight, "gelu"], [0, 1])}
+    _, slope = versions.load("linear_gelu", "triton").forward(x, weight, bias, "gelu", True)
+    return {"forward": ([x, weight, bias, "gelu", True], [0]), "backward": ([numbers(128, 64), slope, weight], [0, 1])}
 
 
 def linear_residual() -> dict[str, tuple]:
     x, weight, bias, residual, gamma = numbers(128, 64), numbers(64, 64) / 8, numbers(64), numbers(128, 64), numbers(64)
-    backward = [numbers(128, 64), weight, gamma, numbers(128, 64), "gelu"]
+    backward = [numbers(128, 64), weight, gamma, numbers(128, 64)]
     return {"forward": ([x, weight, bias, residual, gamma], [0, 3]), "backward_gelu": (backward, [0, 3])}
 
 

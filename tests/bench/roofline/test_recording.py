@@ -11,6 +11,7 @@ import torch
 from bench.measuring.record import ROOT
 from bench.roofline.fake_device import fake_device
 from bench.roofline.recording import Launch, Operation, TensorFacts
+from bench.roofline.report import CASES
 from smi import cost
 from smi.models.vit import describe
 from tests.bench.roofline.record import RUNS
@@ -25,10 +26,10 @@ def recorded():
     return json.loads(done.stdout)
 
 
-CASES = [*(f"{name}, triton" for name in RUNS), *(f"{name}, stock" for name in ("dense", "smi", "pri")), "pri, triton, A10"]
+RECORDED = [*(f"{name}, triton" for name in RUNS), *(f"{name}, stock" for name in ("dense", "smi", "pri")), "pri, triton, A10"]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", RECORDED)
 def test_a_run_gives_the_device_only_what_it_takes(recorded, name):
     """No tensor of the CPU for a kernel, no empty or too large grid, no wait for the device inside a capture; every update is a replay."""
     run, settings = recorded["runs"][name], RUNS[name.split(", ")[0] if name.split(", ")[0] in RUNS else ", ".join(name.split(", ")[:2])][1]
@@ -59,25 +60,26 @@ def test_a_captured_step_is_counted(recorded):
     step, kernels = recorded["step"], recorded["step"]["kernels"]
     assert (kernels["attention_fwd"], kernels["attention_bwd"], kernels["linear_gelu_fwd"]) == (11, 11, 12)
     assert kernels["layer_norm_fwd"] == kernels["layer_norm_bwd"] == 24
-    assert sum(kernels.values()) <= 210
+    assert sum(kernels.values()) <= 209
     with torch.device("meta"):
         vit = describe(timm.create_model("deit_tiny_patch16_224"))
     recomputed = 11 * 2 * 47 * 47 * 192  # a GEMM more in each backward pass
     cls = 2 * 3 * 2 * 47 * 192  # attention of one query, which no GEMM computes
     assert step["flops"] == pytest.approx(128 * (cost.step_flops(vit, 46, cls_only=True) + recomputed - cls), rel=1e-3)
-    assert step["bytes"] < 2.31e9
+    assert step["bytes"] < 2.15e9  # the pixel gradient, 77 MB, is filled and written, not copied
     assert not step["spilling"]
+    assert step["milliseconds"] <= next(case.most for case in CASES if case.title == "DeiT-Tiny")
 
 
 def test_the_work_of_a_kernel_follows_from_its_arguments(recorded):
-    """linear_gelu forward of DeiT-Tiny, 6016 rows, 192 to 768: x, W and b read, y and h written, in bfloat16."""
+    """linear_gelu forward of DeiT-Tiny, 6016 rows, 192 to 768: x, W and b read, y and f'(h) written, in bfloat16."""
     flops, executed, moved, rounds, streamed, beside = recorded["step"]["linear_gelu_fwd"]
     M, N, K = 6016, 768, 192
     assert (flops, rounds) == (2 * M * N * K, K // 64)
-    assert executed == flops  # 47 rows of tiles of 128, and no rest
+    assert executed == flops  # 94 rows of tiles of 64, and no rest
     assert moved == 2 * (M * K + N * K + N + 2 * M * N)
     assert beside == 2 * (N + 2 * M * N)
-    assert streamed == 47 * 6 * 2 * (128 + 128) * K
+    assert streamed == 94 * 12 * 2 * (64 + 64) * K
 
 
 # What the recording notices.
