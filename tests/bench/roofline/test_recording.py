@@ -29,6 +29,7 @@ def recorded():
 RECORDED = [*(f"{name}, triton" for name in RUNS), *(f"{name}, stock" for name in ("dense", "smi", "pri")), "pri, triton, A10"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED)
 def test_a_run_gives_the_device_only_what_it_takes(recorded, name):
     """No tensor of the CPU for a kernel, no empty or too large grid, no wait for the device inside a capture; every update is a replay."""
@@ -44,6 +45,7 @@ def test_a_run_gives_the_device_only_what_it_takes(recorded, name):
     assert versions == {"stock" not in name}
 
 
+@pytest.mark.slow
 def test_chunks_run_the_model_for_every_part_of_the_batch(recorded):
     """Two passes forward, one backward, for each chunk."""
     whole, chunks = (recorded["runs"][f"{name}, triton"]["kernels"][0] for name in ("pri", "chunks"))
@@ -53,6 +55,7 @@ def test_chunks_run_the_model_for_every_part_of_the_batch(recorded):
     assert chunks["adam_step"] == 1
 
 
+@pytest.mark.slow
 def test_a_captured_step_is_counted(recorded):
     """Kernels of twelve blocks, the last for the CLS token; FLOPs as `smi cost` counts them, and S, which attention's backward computes again."""
     import timm
@@ -71,6 +74,7 @@ def test_a_captured_step_is_counted(recorded):
     assert step["milliseconds"] <= next(case.most for case in CASES if case.title == "DeiT-Tiny")
 
 
+@pytest.mark.slow
 def test_the_work_of_a_kernel_follows_from_its_arguments(recorded):
     """linear_gelu forward of DeiT-Tiny, 6016 rows, 192 to 768: x, W and b read, y and f'(h) written, in bfloat16."""
     flops, executed, moved, rounds, streamed, beside = recorded["step"]["linear_gelu_fwd"]
