@@ -55,8 +55,8 @@ SMI_INLINE float gelu_slope(float h) {
 }
 
 // What the forward saves of h, and what the gradient makes of it: these two change together.
-SMI_INLINE float saved_of(float h) { return h; }
-SMI_INLINE float times_slope(float gradient, float saved) { return gradient * gelu_slope(saved); }
+SMI_INLINE float saved_of(float h) { return gelu_slope(h); }
+SMI_INLINE float times_slope(float gradient, float saved) { return gradient * saved; }
 
 // other + gamma (acc + bias)
 SMI_INLINE float residual_of(float acc, float bias, float gamma, float other) { return other + gamma * (acc + bias); }

@@ -25,13 +25,13 @@ def unsupported(function: str, *args) -> str | None:
     if function == "forward":
         x, weight, _, activation, _ = args
         return linear_unsupported(x, weight, activation)
-    grad, _, weight, activation = args
-    return linear_unsupported(grad, weight, activation)
+    grad, _, weight = args
+    return linear_unsupported(grad, weight)
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, keep: bool) -> tuple[Tensor, Tensor]:
-    """y, h as in op.py."""
+    """y and f'(h) as in op.py."""
     y = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
-    h = torch.empty_like(y) if keep else y.new_empty(0)
-    library().linear_gelu(matrix(x), matrix(weight), vector(bias), matrix(y), matrix(h) if keep else None)
-    return y, h
+    slope = torch.empty_like(y) if keep else y.new_empty(0)
+    library().linear_gelu(matrix(x), matrix(weight), vector(bias), matrix(y), matrix(slope) if keep else None)
+    return y, slope

@@ -2,7 +2,7 @@
 
 forward          y = residual + gamma (x W^T + b)
 backward         dx = dy (gamma W)                nothing to fuse: PyTorch's GEMM
-backward_gelu    dh = (dy (gamma W)) f'(h)        f the exact GELU
+backward_gelu    dh = (dy (gamma W)) f'(h)        f'(h) as linear_gelu saves it
 """
 
 from functools import cache
@@ -27,7 +27,7 @@ FIX_UP = 5000  # cycles to add one part of a tile to the others: 98,304 bytes, r
 
 def unsupported(function: str, *args) -> str | None:
     """Why raw `function` cannot run on `args`; None if it can."""
-    return linear_unsupported(*args[:2], *(args[4:] if function == "backward_gelu" else ()))
+    return linear_unsupported(*args[:2])
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, gamma: Tensor | None) -> Tensor:
@@ -39,11 +39,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, ga
     return y
 
 
-def backward_gelu(grad_y: Tensor, weight: Tensor, gamma: Tensor | None, h: Tensor, activation: str) -> Tensor:
-    """Gradient of h, [..., k]."""
+def backward_gelu(grad_y: Tensor, weight: Tensor, gamma: Tensor | None, slope: Tensor) -> Tensor:
+    """Gradient of h, [..., k]; slope: f'(h)."""
     weight = weight if gamma is None else gamma[:, None] * weight  # fewer elements than the gradient
-    dh = torch.empty(h.shape, dtype=h.dtype, device=h.device)
-    library().linear_gelu_gradient(matrix(grad_y), matrix(weight), matrix(h), matrix(dh))
+    dh = torch.empty(slope.shape, dtype=slope.dtype, device=slope.device)
+    library().linear_gelu_gradient(matrix(grad_y), matrix(weight), matrix(slope), matrix(dh))
     return dh
 
 
