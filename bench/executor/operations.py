@@ -26,7 +26,6 @@ from smi.kernels.linear_residual import reference as residual_reference
 from smi.kernels.linear_residual.op import linear_residual
 from smi.kernels.patch_embed import reference as embed_reference
 from smi.kernels.patch_embed.op import patch_embed
-from smi.kernels.registration import gradients
 
 DTYPES = {"*bf16": torch.bfloat16, "*fp16": torch.float16, "*fp32": torch.float32}
 LONG = 130  # tokens of a kernel that takes any number: three tiles of keys, so that what is fetched ahead goes round
