@@ -14,7 +14,7 @@ from . import versions
 from .check_process import Checker
 from .verdicts import Key, Verdict, architecture, cached, committed, find, installed, keep, say, verdict_of
 
-__all__ = ["DTYPES", "architecture", "checked", "faster_than_stock", "installed", "keys", "short", "verdict", "verify"]
+__all__ = ["DTYPES", "architecture", "checked", "faster_than_stock", "installed", "keep", "keys", "short", "verdict", "verify"]
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # that are verified, the engine's first
 

@@ -4,12 +4,14 @@ Every builder takes the batch and the model's sizes, so that the CPU measures th
 """
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 import torch
 
+from smi.kernels import versions
 from smi.kernels.comparison import Example
+from smi.kernels.patch_embed.sizes import LARGE_FROM
 
 from ..sides import plain_operations
 
@@ -50,7 +52,7 @@ class Case:
     """One operation on one shape.
 
     operation: its folder. shape: in words. build: device, dtype -> Example. others: alternatives by name, called with `plain` arguments where given,
-    else with the example's. bytes, flops: least traffic and arithmetic of forward and backward.
+    else with the example's. bytes, flops: least traffic and arithmetic of forward and backward. sizes: class of sizes of each raw function called.
     """
 
     operation: str
@@ -61,6 +63,7 @@ class Case:
     bytes: int
     flops: int
     plain: Callable[[dict], dict] = dict
+    sizes: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -98,14 +101,21 @@ def example(operation: str, arguments: dict, inputs: tuple[str, ...] = (), mutat
     return Example(public, reference, arguments, inputs, mutated)
 
 
+def both(operation: str, *shapes: tuple[int, ...]) -> dict[str, str]:
+    """Class of sizes of forward and backward of an operation whose forward takes tensors of these shapes first."""
+    size = versions.size_class(operation, "forward", tuple(torch.empty(shape, device="meta") for shape in shapes) + (None,))
+    return {"forward": size, "backward": size}
+
+
 def attention_case(tokens: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
     def build(device, dtype):
         return example("attention", {"qkv": random(device, dtype, batch, tokens, 3, sizes.heads, sizes.head_width)}, inputs=("qkv",))
 
+    sizes_of_calls = both("attention", (batch, tokens, 3, sizes.heads, sizes.head_width))
     rows, square = batch * tokens * sizes.width, batch * tokens * tokens * sizes.width
     others = {"eager": plain_operations.attention, **{name: plain_operations.sdpa(backend) for name, backend in SDPA.items()}}
     # forward moves 4 tensors (q k v out), backward 8 (q k v out dout, dq dk dv); forward has 2 GEMMs, backward 5
-    return Case("attention", f"{batch}x{tokens} tokens", torch.bfloat16, build, others, 2 * 12 * rows, 2 * 7 * square)
+    return Case("attention", f"{batch}x{tokens} tokens", torch.bfloat16, build, others, 2 * 12 * rows, 2 * 7 * square, sizes=sizes_of_calls)
 
 
 def cls_case(tokens: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
@@ -116,7 +126,10 @@ def cls_case(tokens: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
 
     rows = batch * tokens * sizes.width  # k and v are read twice, dk and dv written
     others = {"eager": plain_operations.cls_attention}
-    return Case("cls_attention", f"{batch}x{tokens} tokens", torch.bfloat16, build, others, 2 * 6 * rows, 2 * 7 * rows)
+    return Case(
+        "cls_attention", f"{batch}x{tokens} tokens", torch.bfloat16, build, others, 2 * 6 * rows, 2 * 7 * rows,
+        sizes=both("cls_attention", (batch, 1, sizes.heads, sizes.head_width)),
+    )  # fmt: skip
 
 
 def norm_case(tokens: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
@@ -128,7 +141,10 @@ def norm_case(tokens: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
         arguments = {"x": x, "weight": weight, "bias": bias, "eps": 1e-6, "residual": residual}
         return example("layer_norm", arguments, inputs=("x", "residual"))
 
-    return Case("layer_norm", f"{batch}x{tokens} tokens", torch.bfloat16, build, {"eager": plain_operations.layer_norm}, 2 * 8 * rows * width, 0)
+    return Case(
+        "layer_norm", f"{batch}x{tokens} tokens", torch.bfloat16, build, {"eager": plain_operations.layer_norm}, 2 * 8 * rows * width, 0,
+        sizes=both("layer_norm", (rows, width)),
+    )  # fmt: skip
 
 
 def gelu_case(tokens: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
@@ -141,7 +157,16 @@ def gelu_case(tokens: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
 
     traffic = 2 * (2 * rows * width + 4 * rows * hidden + 2 * width * hidden)
     others = {"eager": plain_operations.linear_gelu}
-    return Case("linear_gelu", f"{batch}x{tokens} tokens", torch.bfloat16, build, others, traffic, 4 * rows * width * hidden)
+    return Case(
+        "linear_gelu",
+        f"{batch}x{tokens} tokens",
+        torch.bfloat16,
+        build,
+        others,
+        traffic,
+        4 * rows * width * hidden,
+        sizes=both("linear_gelu", (rows, width)),
+    )
 
 
 def residual_case(tokens: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
@@ -155,7 +180,16 @@ def residual_case(tokens: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
 
     traffic = 2 * (2 * rows * hidden + 3 * rows * width + 2 * width * hidden)
     others = {"eager": plain_operations.linear_residual}
-    return Case("linear_residual", f"{batch}x{tokens} tokens", torch.bfloat16, build, others, traffic, 4 * rows * width * hidden)
+    return Case(
+        "linear_residual",
+        f"{batch}x{tokens} tokens",
+        torch.bfloat16,
+        build,
+        others,
+        traffic,
+        4 * rows * width * hidden,
+        sizes=both("linear_residual", (rows, hidden)),
+    )
 
 
 def embed_case(n: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
@@ -174,8 +208,12 @@ def embed_case(n: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
     pixels, tokens = batch * n * values, batch * n * width
     traffic = 2 * (pixels + 2 * tokens + 2 * width * values + batch * 3 * sizes.image**2)
     others = {"eager": plain_operations.patch_embed}
-    name = f"{batch} images, {n} patches"
-    return Case("patch_embed", name, torch.bfloat16, build, others, traffic, 4 * pixels * width, lambda given: given | {"augmentation": moved})
+    name, large = f"{batch} images, {n} patches", {True: "large", False: "small"}
+    classes = {"forward": large[batch * (n + 1) * width >= LARGE_FROM], "backward": large[batch * n * values >= LARGE_FROM]}
+    return Case(
+        "patch_embed", name, torch.bfloat16, build, others, traffic, 4 * pixels * width, lambda given: given | {"augmentation": moved},
+        sizes={function: f"p{sizes.patch} {amount}" for function, amount in classes.items()},
+    )  # fmt: skip
 
 
 def step_case(n: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
@@ -192,7 +230,10 @@ def step_case(n: int, batch: int, sizes: Sizes = DEIT_BASE) -> Case:
         return {name: value for name, value in given.items() if name != "index"}
 
     traffic = 4 * 7 * batch * n * sizes.patch_values
-    return Case("image_step", f"{batch} images, {n} patches", torch.float32, build, {"eager": plain_operations.image_step}, traffic, 0, plain)
+    return Case(
+        "image_step", f"{batch} images, {n} patches", torch.float32, build, {"eager": plain_operations.image_step}, traffic, 0, plain,
+        sizes={"forward": "all" if n == sizes.patches else f"p{sizes.patch}"},
+    )  # fmt: skip
 
 
 def tv_case(batch: int, sizes: Sizes = DEIT_BASE) -> Case:
@@ -200,4 +241,6 @@ def tv_case(batch: int, sizes: Sizes = DEIT_BASE) -> Case:
         return example("image_step", {"images": random(device, dtype, batch, 3, sizes.image, sizes.image)}, name="tv_norms")
 
     traffic = 4 * batch * 3 * sizes.image**2
-    return Case("image_step", f"tv_norms, {batch} images", torch.float32, build, {"eager": plain_operations.tv_norms}, traffic, 0)
+    return Case(
+        "image_step", f"tv_norms, {batch} images", torch.float32, build, {"eager": plain_operations.tv_norms}, traffic, 0, sizes={"tv_norms": "all"}
+    )

@@ -15,6 +15,7 @@ from .ceilings import Ceilings
 from .memory import peak_memory
 
 ROUNDS, CPU_ROUNDS = 20, 10
+REPLAYS = 10  # of a graph between two events
 
 
 class Measurement(NamedTuple):
@@ -99,7 +100,8 @@ def measure(
         except Exception as error:  # a backend of SDPA that does not take these shapes, for example
             refused[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     flush = cache_flusher(device)
-    warm = timing.alternate(ready, device, rounds)
+    calls = dict.fromkeys(ready, REPLAYS) if device.type == "cuda" else None
+    warm = timing.alternate(ready, device, rounds, calls=calls)
     cold = timing.alternate(ready, device, rounds, before=flush) if flush else {}
     return [summary(case, name, warm[name], cold.get(name), peaks[name], ceilings) for name in ready], refused
 

@@ -8,12 +8,14 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from smi.kernels import timing, versions
+from smi.kernels.verdicts import on_device
 
 from ..cases import suites
 from ..cases.operations import Case, cases
 from ..measuring import operations as measured_operations
 from ..measuring.inversions import measure_step, measure_whole
 from ..measuring.memory import measure_memory
+from ..measuring.verdicts import chosen
 from ..sides.make import build_model, make_step
 from . import outputs
 from .calls import Call, build_vit, record
@@ -44,11 +46,11 @@ def more_steps(work: Work) -> None:
     time_steps(work, {case.name: case for case in suites.on_gpu().steps if case.name not in key}, setting)
 
 
-def time_steps(work: Work, chosen: dict[str, suites.StepCase], setting: Setting) -> None:
+def time_steps(work: Work, some: dict[str, suites.StepCase], setting: Setting) -> None:
     peaks = ceilings(work, setting)
     named = {
         name: lambda case=case: [{"suite": "steps"} | row for row in measure_step(case, setting.device, STEP_SECONDS, peaks)]
-        for name, case in chosen.items()
+        for name, case in some.items()
     }
     work.cases(named, setting.file, setting.about)
     for row in work.rows:
@@ -89,8 +91,8 @@ def memory(work: Work) -> None:
 def operation_rows(case: Case, work: Work, setting: Setting, compile_it: bool = False) -> list[dict]:
     peak = ceilings(work, setting)["bfloat16"]
     measured, refused = measured_operations.measure(case, setting.device, peak, SAMPLES, compile_it)
-    fastest = [m.side for m in sorted(measured, key=lambda m: m.warm.median) if m.side in versions.VERSIONS]
-    return measured_operations.case_rows(case, measured, refused, fastest[0] if fastest else "none")
+    known = on_device(case.operation, setting.device) if setting.device.type == "cuda" else []
+    return measured_operations.case_rows(case, measured, refused, chosen(case, known))
 
 
 def operations(work: Work) -> None:
@@ -112,9 +114,9 @@ def attention(work: Work) -> None:
     """Attention of six lengths, forward and backward, beside every backend of SDPA."""
     setting = settle(work)
     lengths = LENGTHS[:2] if setting.rehearsal else LENGTHS
-    chosen = [case for case in cases(setting.sizes.batch, ["attention"]) if int(case.shape.split("x")[1].split()[0]) in lengths]
-    work.cases({case.name: lambda case=case: operation_rows(case, work, setting) for case in chosen}, setting.file, setting.about)
-    for case in chosen:
+    some = [case for case in cases(setting.sizes.batch, ["attention"]) if int(case.shape.split("x")[1].split()[0]) in lengths]
+    work.cases({case.name: lambda case=case: operation_rows(case, work, setting) for case in some}, setting.file, setting.about)
+    for case in some:
         warm = {row["side"]: row["warm_us"][1] for row in work.rows if row["case"] == case.shape and "warm_us" in row}
         ours, sdpa = (min((warm[s] for s in warm if s.startswith(kind)), default=0.0) for kind in (("cuda", "triton"), "sdpa"))
         if ours and sdpa:
@@ -183,8 +185,8 @@ def plain_gemm(call: Call):
 def profiles(work: Work) -> None:
     """Kernels of a step of DeiT-Base, with all patches and few: time, calls; and a trace for a viewer."""
     setting = settle(work)
-    chosen = [case for case in step_cases(setting).values() if case.model == suites.BASE]
-    named = {case.name: lambda case=case: [profile_step(case, work.folder, setting)] for case in chosen}
+    some = [case for case in step_cases(setting).values() if case.model == suites.BASE]
+    named = {case.name: lambda case=case: [profile_step(case, work.folder, setting)] for case in some}
     work.cases(named, setting.file, setting.about)
     work.found += [f"{row['case']} {row['us_of_a_step'] / 1000:.2f} ms in {row['kernels_of_a_step']} kernels" for row in work.rows]
 

@@ -1,33 +1,27 @@
-"""Verdicts: whether every raw function of every version is correct and faster than stock PyTorch, what the engine calls first."""
-
-import torch
+"""Verdicts: whether every raw function is correct in every version and faster than stock PyTorch; what the engine calls in the usual runs first."""
 
 from smi.kernels import verification, versions
 from smi.kernels.check_process import Checker
-from smi.kernels.verdicts import COMPILED_BY, Key, Verdict, from_row, identity
 
+from ..measuring.verdicts import row
 from .setting import settle
 from .worker import Work
 
-REHEARSED = 6  # checks
-
-
-def row(found: Verdict, device: torch.device) -> dict:
-    """A verdict with what it is about, from which `bench.tables.verified` makes the table that ships."""
-    about = identity(found.operation, device)
-    return {"kind": "verdict"} | {name: about[name] for name in COMPILED_BY} | found._asdict()
-
 
 def run(work: Work) -> None:
-    """Each check in a process that no other can have broken. Verdicts are kept in the user's cache: the sections that follow choose by them."""
+    """The verdicts are kept in the user's cache, too, so that the sections that follow choose by them."""
     setting = settle(work)
     operations = work.options.get("operations") or (("layer_norm",) if setting.rehearsal else versions.OPERATIONS)
-    keys = verification.keys(operations)[: REHEARSED if setting.rehearsal else None]
     with Checker() as checker:
+        named = {
+            str(key): lambda key=key: [row(verification.checked(key, setting.device, checker), setting.device)]
+            for key in verification.keys(operations)
+        }
+        work.cases(named, setting.file, setting.about)
+    chosen = [each for each in work.rows if each["outcome"] == "correct" and each["speedup"] > 1]
+    work.found += [f"{len(chosen)} of {len(work.rows)} chosen"]
+    work.wrong += [f"{each['operation']} {each['function']} {each['version']} {each['dtype']}" for each in work.rows if is_wrong(each)]
 
-        def check(key: Key) -> list[dict]:
-            return [row(verification.checked(key, setting.device, checker), setting.device)]
 
-        work.cases({str(key): lambda key=key: check(key) for key in keys}, setting.file, setting.about)
-    work.found += [f"{sum(each['speedup'] > 1 for each in work.rows)} of {len(work.rows)} chosen"]
-    work.wrong += [f"{verdict.key} {verdict.outcome}" for verdict in map(from_row, work.rows) if verdict.wrong]
+def is_wrong(row: dict) -> bool:
+    return row["outcome"] not in ("correct", "unsupported")

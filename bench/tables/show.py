@@ -1,6 +1,7 @@
 """Rows of one case as a table on the terminal, as soon as they are measured."""
 
 from smi.console import print_table
+from smi.kernels.verdicts import Verdict
 
 
 def show(rows: list[dict]) -> None:
@@ -54,6 +55,11 @@ def show_operation(rows: list[dict]) -> None:
 
 
 SHOW = {"step": show_step, "whole": show_whole, "memory": show_memory, "case": show_operation}  # by the kind of row
+
+
+def show_verdicts(found: list[Verdict]) -> None:
+    rows = [[str(v.key), v.outcome, f"{v.speedup:.2f}x" if v.correct else "", v.note[:90]] for v in found]
+    print_table("versions against float64, and against stock PyTorch", ["what is called", "outcome", "speed", "note"], rows)
 
 
 def spread(values: list[float], digits: int = 2) -> str:

@@ -13,7 +13,7 @@ from bench.sections.progress import FINISHED, Progress
 from bench.tables import verified
 from bench.tables.rows import measurements
 from smi.kernels import versions
-from smi.kernels.check_process import Checker, self_check
+from smi.kernels.check_process import Checker
 from smi.kernels.verdicts import verdict_of
 
 SECTIONS = {section.name: section for section in (*plans.FIRST, *plans.ALL)}
@@ -117,39 +117,22 @@ def test_the_engine_as_a_whole(tmp_path):
     assert "least cosine" in work.found[0]
 
 
-@pytest.fixture
-def few_rows(monkeypatch, tmp_path):
-    """Checks of layer_norm in this process, on few rows, kept in an empty cache."""
+@pytest.mark.parametrize("float16", ["unsupported", "incorrect"])
+def test_verdicts_make_the_table(float16, tmp_path, monkeypatch):
+    """What a version does not take is no failure; what is not right is named."""
     sizes = versions.sizes_of("layer_norm")
     several = sizes.arguments
-    monkeypatch.setattr(sizes, "arguments", lambda *about: list(several(*about))[1:])
-    monkeypatch.setattr(Checker, "check", lambda self, key, device: self_check(key, device))
+    monkeypatch.setattr(sizes, "arguments", lambda *about: list(several(*about))[1:])  # few rows
+    monkeypatch.setattr(sizes, "SIZES", {"forward": ("d64",), "backward": ("d64",)})
+    answers = {"float16": float16}
+    monkeypatch.setattr(Checker, "check", lambda self, key, device: verdict_of(key, answers.get(key.dtype, "correct"), "", 1.5))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def test_verdicts_make_the_table(tmp_path, few_rows):
     work, rows = rehearse("verdicts", tmp_path)
-    assert {(row["operation"], row["dtype"], row["size"]) for row in rows[:2]} == {("layer_norm", "bfloat16", "d1024")}  # the engine's first
-    assert {row["outcome"] for row in rows} == {"correct"}
+    assert {(row["operation"], row["function"]) for row in rows} == {("layer_norm", "forward"), ("layer_norm", "backward")}
+    assert work.found == ["4 of 6 chosen"]
+    assert len(work.wrong) == (2 if float16 == "incorrect" else 0)
     made = verified.table([row | {"dirty": False, "architecture": "sm_90"} for row in rows])
     assert len(made["architectures"]["sm_90"]) == len(rows)
-    assert work.found[0].endswith(f"of {len(rows)} chosen")
-
-
-def test_what_a_version_does_not_take_is_no_failure(tmp_path, monkeypatch, few_rows):
-    """`make gpu` says nothing about it, and goes on to the table."""
-    monkeypatch.setattr(versions.load("layer_norm", "triton"), "unsupported", lambda function, *args: "it takes no odd rows", raising=False)
-    work, rows = rehearse("verdicts", tmp_path)
-    assert {(row["outcome"], row["note"]) for row in rows} == {("unsupported", "it takes no odd rows")}
-    assert (work.found, work.wrong) == ([f"0 of {len(rows)} chosen"], [])
-
-
-@pytest.mark.parametrize("outcome", ["incorrect", "failed", "crashed"])
-def test_what_is_to_be_mended_is_one(tmp_path, monkeypatch, few_rows, outcome):
-    monkeypatch.setattr(Checker, "check", lambda self, key, device: verdict_of(key, outcome, "note"))
-    work, rows = rehearse("verdicts", tmp_path)
-    assert len(work.wrong) == len(rows)
-    assert work.wrong[0] == f"layer_norm forward (triton, bfloat16, d1024) {outcome}"
 
 
 @pytest.mark.parametrize("name", ["steps", "compiled"])
