@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from .errors import InputError
 from .models.view import View
 from .models.vit import ViT, describe
-from .plain import whole
+from .plain import one_of, path, whole
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}  # and how files and folders name them
 CIFAR10_VARIABLE = "SMI_CIFAR10"  # where the name cifar10 finds its data
 TORCHVISION_CIFAR10 = "cifar-10-batches-py"
+MOST_PIXELS = 1 << 26  # of a picture; a file of a few bytes can claim any number
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 
 Pair = tuple[Tensor, int]  # image [C, H, W] as fractions of white, label
@@ -62,8 +63,7 @@ def load(source: str | Path, model: nn.Module | ViT | Sizes, split: str = "test"
     enlarged; larger ones are scaled and cut as the model's `pretrained_cfg` says (crop_pct, crop_mode, interpolation). Raises InputError for data
     that is missing, empty, unlabelled, not readable, or labelled with what is no class of the model.
     """
-    if split not in SPLITS:
-        raise InputError(f"split must be {' or '.join(SPLITS)}, got '{split}'")
+    split, source = one_of(SPLITS)("split", split), path("source", source)
     limit = None if limit is None else whole(1)("limit", limit)
     sizes = Sizes.of(model)
     images, labels = [], []
@@ -192,6 +192,8 @@ def _hidden(file: Path, folder: Path) -> bool:
 def _open(path: Path) -> Tensor:
     from PIL import Image
 
+    if not path.is_file():
+        raise InputError(f"{path} is not a file: it must be a picture")
     try:
         with Image.open(path) as picture:
             return _to_tensor(picture)
@@ -203,6 +205,8 @@ def _to_tensor(picture: Any) -> Tensor:
     """[C, H, W] as fractions of white, one channel of a grey picture and three of any other."""
     import numpy as np
 
+    if picture.width * picture.height > MOST_PIXELS:  # known before the pixels are
+        raise ValueError(f"it has {picture.width}x{picture.height} pixels, more than {MOST_PIXELS}")
     array = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
     tensor = torch.from_numpy(array).float() / 255
     return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)

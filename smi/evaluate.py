@@ -16,7 +16,7 @@ from .images.readers import Reader, logits, make_reader
 from .images.sparse_images import SparseImages, check_labels
 from .models.unwrap import holds_vit, peel
 from .models.vit import describe_weights
-from .plain import whole
+from .plain import usable_device, whole
 from .random_streams import generator
 from .surroundings import at_the_door, evaluating
 
@@ -83,7 +83,11 @@ def evaluate(
     Raises InputError where a model or the real images do not fit the images.
     """
     seed = whole()("seed", seed)
-    device = _device_of(model) if device is None else torch.device(device)
+    device = _device_of(model) if device is None else usable_device(device)
+    if real is not None and not (isinstance(real, tuple | list) and len(real) == 2 and all(isinstance(part, Tensor) for part in real)):
+        raise InputError(f"real must be images [N, C, H, W] and labels [N], two tensors, got {type(real).__name__}")
+    if verifier is not None and not isinstance(verifier, nn.Module):
+        raise InputError(f"verifier must be a model, got {type(verifier).__name__}")
     if holds_vit(model):
         describe_weights(model)  # what the images were made from is supported, or it is another model
     answers, _ = _answers(model, images, device, "the model")

@@ -10,10 +10,13 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from .csrc.cache import replace_file
+from safetensors import safe_open
+from torch import Tensor
+
+from .csrc.cache import json_of, replace_file
 from .errors import InputError
 
-__all__ = ["output_folder", "read_json", "replace_file", "write_json", "write_text"]
+__all__ = ["output_folder", "read_json", "read_tensors", "replace_file", "write_json", "write_text"]
 
 LARGEST_JSON = 1 << 28  # bytes
 
@@ -44,9 +47,17 @@ def read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has more than {LARGEST_JSON >> 20} MiB")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json_of(path)
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises OSError where it is no regular file (a pipe waits), SafetensorError where it is damaged."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file")
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 (a handle, not a dict)
 
 
 def write_text(path: Path, text: str) -> None:

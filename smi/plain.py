@@ -99,6 +99,26 @@ def several(each: Take, count: int | None = None) -> Take:
     return take
 
 
+def path(name: str, value: Any) -> Path:
+    """A path of a file or folder."""
+    if not isinstance(value, str | Path) or "\0" in str(value):
+        raise InputError(f"{name} must be a path, got {type(value).__name__} {shown(value)}")
+    return Path(value)
+
+
+def usable_device(device: Any) -> torch.device:
+    """A device to run on; raises InputError where it is not to be had."""
+    try:
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda"):
+            raise RuntimeError("neither a CPU nor a CUDA GPU")
+        torch.empty(0, device=chosen)
+    except Exception as error:  # torch refuses in many ways, and so may a value's own methods
+        usable = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
+        raise InputError(f"device '{shown(device)}' cannot be used here: try {usable}") from error
+    return chosen
+
+
 def shown(value: Any) -> str:
     """A value for an error, on one line."""
     try:

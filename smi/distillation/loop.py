@@ -23,6 +23,7 @@ from ..images.sparse_images import check_labels
 from ..models.folder import load_weights
 from ..models.unwrap import peel
 from ..models.vit import describe, describe_weights
+from ..plain import usable_device
 from ..random_streams import generator
 from ..surroundings import at_the_door, seeded
 from . import augment
@@ -100,7 +101,7 @@ class _Distillation:
         device: str | torch.device | None,
     ):
         self.settings, self.evaluation = settings, evaluation
-        self.device = torch.device(device) if device is not None else next(student.parameters()).device
+        self.device = usable_device(device) if device is not None else next(student.parameters()).device
         self.folder = None if output is None else open_folder(Path(output), force)
         self.pool = Pool(images, settings.refresh_every, settings.holdout, settings.seed, self.folder)
         student = peel(student)
@@ -162,10 +163,13 @@ class _Distillation:
         ended = None if self.folder is None else read_result(self.folder)
         if self.folder is None or ended is None:
             return None
-        self._refuse_other_run(ended["asked"])
         student = copy.deepcopy(self.student)
-        student.load_state_dict(load_weights(self.folder))
-        return Distilled(student.eval(), **ended["result"])
+        try:
+            self._refuse_other_run(ended["asked"])
+            student.load_state_dict(load_weights(self.folder))
+            return Distilled(student.eval(), **ended["result"])
+        except (TypeError, KeyError, AttributeError, RuntimeError) as error:  # a part that is missing or of another kind
+            raise InputError(f"the distillation in {self.folder} is damaged ({error}): choose another folder, or start over with --force") from error
 
     def _refuse_other_run(self, asked: dict) -> None:
         """Raise InputError where the folder is of a run with other arguments."""

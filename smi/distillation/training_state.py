@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..files import replace_file
+from ..files import read_tensors, replace_file
 
 FORMAT = "smi.training-state/1"
 
@@ -48,8 +48,7 @@ def _write(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None
 def is_state(path: Path) -> bool:
     """Whether `save_state` wrote this file."""
     try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
+        return read_tensors(path)[1].get("format") == FORMAT
     except (OSError, SafetensorError):
         return False
 
@@ -57,9 +56,7 @@ def is_state(path: Path) -> bool:
 def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[dict, dict[str, Tensor]]:
     """Put a state back; returns its progress and further tensors. Raises InputError where the file is of another model or damaged."""
     try:
-        with safe_open(path, framework="pt") as file:
-            meta = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
+        tensors, meta = read_tensors(path)
         if meta.get("format") != FORMAT:
             raise InputError(f"{path} is not of format {FORMAT}")
         groups, plain, progress = (json.loads(meta[name]) for name in ("groups", "plain", "progress"))
@@ -70,9 +67,9 @@ def load_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -
                 state.setdefault(int(number), {})[field] = tensor
         model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")})
         optimiser.load_state_dict({"state": state, "param_groups": groups})
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a tensor, a key or a value that is missing or of another kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be resumed from ({reason}): use another output folder, or remove that file") from error
     return progress, {name.removeprefix("extra."): tensor for name, tensor in tensors.items() if name.startswith("extra.")}

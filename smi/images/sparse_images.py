@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from ..plain import real, scalar, several, whole
+from ..plain import path, real, scalar, several, whole
 from . import storage
 from .patches import from_patches
 from .storage import TENSORS
@@ -103,6 +103,7 @@ class SparseImages:
 
     def to_pixels(self, fill: float = 0.5) -> Tensor:
         """[M, C, H, W] as fractions of white, in [0, 1], to look at; cells without a patch get `fill`."""
+        fill = real()("fill", fill)
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         normalised_fill = [(fill - m) / s for m, s in zip(self.mean, self.std, strict=True)]
         return (self.to_dense(normalised_fill).cpu().float() * std + mean).clamp(0, 1)
@@ -126,7 +127,7 @@ class SparseImages:
     @staticmethod
     def load(folder: str | Path) -> "SparseImages":
         """Read what `save`, or a run that was interrupted, wrote; raises InputError where there is nothing of the kind."""
-        fields = storage.load(Path(folder))
+        fields = storage.load(path("folder", folder))
         try:
             return SparseImages(**fields)
         except InputError as error:  # tensors that do not fit one another

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError, RunError
-from ..files import output_folder, read_json, replace_file, write_json
+from ..files import output_folder, read_json, read_tensors, replace_file, write_json
 from ..plain import for_json
 
 MANIFEST = "images.json"
@@ -116,7 +116,7 @@ def load(folder: Path) -> dict[str, Any]:
     or it is damaged."""
     manifest = _manifest(folder)
     try:
-        parts = [load_file(folder / part["file"]) for part in manifest["parts"]]
+        parts = [read_tensors(folder / part["file"])[0] for part in manifest["parts"]]
         rows, columns = manifest["grid"]
         return {
             **{key: torch.cat([part[key] for part in parts]) for key in TENSORS},

@@ -11,7 +11,7 @@ from ..engine import Fused
 from ..errors import InputError
 from ..models.proof import refuse_nan
 from ..models.vit import ViT, describe
-from ..plain import shown, whole
+from ..plain import shown, usable_device, whole
 from ..random_streams import generator
 from . import augmentation, importance, psaq
 from .losses import TV_WEIGHT, Loss, default_losses, needs_attention_outputs
@@ -97,15 +97,7 @@ def _device(model: nn.Module, device: str | torch.device | None) -> torch.device
     """The device to run on; raises InputError where it is not to be had."""
     if device is None:
         return torch.device("cuda") if torch.cuda.is_available() else next(model.parameters()).device
-    try:
-        chosen = torch.device(device)
-        if chosen.type not in ("cpu", "cuda"):
-            raise RuntimeError("neither a CPU nor a CUDA GPU")
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        usable = "'cpu' or 'cuda'" if torch.cuda.is_available() else "'cpu'"
-        raise InputError(f"device '{device}' cannot be used here: try {usable}") from error
-    return chosen
+    return usable_device(device)
 
 
 def _engine(settings: Settings, losses: Sequence[Loss]) -> str:

@@ -5,7 +5,7 @@ What is still active at the end is always emitted.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,10 @@ class Schedule:
     events: tuple[Event, ...] = ()
 
     def __post_init__(self) -> None:
-        events = tuple(self.events) if isinstance(self.events, Iterable) else (self.events,)
+        try:
+            events: tuple[Any, ...] = tuple(self.events)
+        except TypeError:
+            events = (self.events,)
         if not all(isinstance(event, Event) for event in events):
             raise InputError("a schedule's events must be a sequence of smi.Event")
         for name, value in (

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError, RunError
-from ..files import replace_file
+from ..files import read_tensors, replace_file
 from .progress import Iteration
 from .run import Run
 from .schedules import Schedule
@@ -103,11 +103,9 @@ def load_progress(folder: str | Path, run: str | None) -> Progress | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, "pt") as file:
-            about = file.metadata() or {}
-            if about.get("format") != FORMAT or about.get("run") != run:
-                return None
-            held = {name: file.get_tensor(name) for name in FIELDS}
+        held, about = read_tensors(path)
+        if about.get("format") != FORMAT or about.get("run") != run:
+            return None
         _check(held)
         return Progress(
             pixels=held["pixels"],

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
+from ..plain import path, several, usable_device, whole, word
 from ..surroundings import seeded
 from .checkpoint import read_weights
 
@@ -37,6 +38,9 @@ def load_model(
 
     Raises InputError for an unknown name or a checkpoint that does not fit, RunError where pretrained weights cannot be fetched.
     """
+    name, device = word("name", name), usable_device(device)
+    checkpoint = None if checkpoint is None else path("checkpoint", checkpoint)
+    image_size = None if image_size is None else several(whole(1), 2)("image_size", image_size)
     if checkpoint is not None and random_weights:
         raise InputError("ask for a checkpoint or for random weights, not both")
     if name == EMBEDDED:

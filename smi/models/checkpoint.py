@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import read_tensors
 
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")  # exponential moving averages: preferred, as timm does
 CONTAINERS = (*AVERAGED, "state_dict", "model", "model_state_dict", "module", "teacher")  # keys under which training scripts put the weights
@@ -48,9 +49,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _content(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            return read_tensors(path)[0]
         if zipfile.is_zipfile(path) and sum(each.file_size for each in zipfile.ZipFile(path).infolist()) > path.stat().st_size:
             raise InputError(f"{path} is a compressed archive that takes more memory than the file holds: save it with torch.save or safetensors")
         with torch.serialization.safe_globals(_values()):

@@ -9,17 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..files import read_json, replace_file, write_json
+from ..files import read_json, read_tensors, replace_file, write_json
+from ..plain import real, several, whole
 from ..surroundings import seeded
 from .vit import ViT, describe_weights
 
 FORMAT = "smi.model/1"
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 STATISTICS = ("architecture", "mean", "std", "flip", "crop_pct", "crop_mode", "interpolation")  # what is saved of timm's pretrained_cfg
+NAMED_OPTIONS = {"num_classes", "in_chans", "img_size"}  # of a timm model by its name
+OPTIONS = NAMED_OPTIONS | {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values", "pos_embed"}
+OPTIONS |= {"no_embed_class", "reg_tokens", "pre_norm", "global_pool", "act_layer"}
+LARGEST_SIDE = 1 << 12  # pixels
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}  # kernels.linear_gelu's names in timm's registry
 
 
@@ -50,7 +55,7 @@ def save_weights(model: nn.Module, folder: Path) -> None:
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """The weights that `save_model` or `save_weights` wrote. Raises InputError where they cannot be read."""
     try:
-        return load_file(folder / WEIGHTS)
+        return read_tensors(folder / WEIGHTS)[0]
     except (OSError, SafetensorError) as error:
         raise InputError(f"{folder} holds no readable {WEIGHTS} ({error})") from error
 
@@ -61,11 +66,12 @@ def load_model_folder(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     about = _description(folder)
     try:
-        model: Any = build(about["architecture"])
-        model.load_state_dict(load_file(folder / WEIGHTS))
-        statistics = about["statistics"]
-        model.pretrained_cfg = {k: tuple(v) if isinstance(v, list) else v for k, v in statistics.items()}
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError, AttributeError) as error:
+        weights, made = read_tensors(folder / WEIGHTS)[0], about["architecture"]
+        _refuse_foreign(made, weights)
+        model: Any = build(made)
+        model.load_state_dict(weights)
+        model.pretrained_cfg = _checked_statistics(about["statistics"])
+    except Exception as error:  # a key, a value or a file that is missing, truncated or of another kind
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"the model in {folder} is damaged or was written by another version ({reason})") from error
     return model.eval()
@@ -85,6 +91,41 @@ def _description(folder: Path) -> dict:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise InputError(f"{folder / DESCRIPTION} is not of format {FORMAT}")
     return about
+
+
+def _refuse_foreign(made: Mapping, weights: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for an architecture that `architecture` does not give, or that is larger than the weights: before anything is built of it."""
+    options, largest = made["options"], max([len(weights), *(side for tensor in weights.values() for side in tensor.shape)], default=0)
+    if "timm" in made:
+        import timm
+
+        if not timm.is_model(made["timm"]):
+            raise ValueError(f"timm has no model {made['timm']!r:.100}")
+    foreign = options.keys() - (NAMED_OPTIONS if "timm" in made else OPTIONS)
+    if foreign:
+        raise ValueError(f"the option {min(foreign)!r:.100} is none of ours")
+    height, width = several(whole(1, LARGEST_SIDE), 2)("img_size", options.get("img_size", [1, 1]))
+    for name, value in options.items():
+        if isinstance(value, int | float) and not 0 <= value <= largest:
+            raise ValueError(f"{name} {value!r:.100} is more than the weights hold")
+        if not (value is None or isinstance(value, bool | int | float | str)) and name != "img_size":
+            raise ValueError(f"{name} is of another type")
+    if options.get("pos_embed") == "learn" and (height // options["patch_size"]) * (width // options["patch_size"]) > largest:
+        raise ValueError(f"an image of {height}x{width} has more patches than the weights hold")
+
+
+def _checked_statistics(statistics: Mapping) -> dict[str, Any]:
+    """What is saved of timm's pretrained_cfg, from a file; raises InputError for values that no images have."""
+    checked = {name: value for name, value in statistics.items() if name in STATISTICS and (value is None or isinstance(value, bool | str))}
+    takes = {
+        "mean": several(real()),
+        "std": several(real("positive", lambda value: value > 0)),
+        "crop_pct": real("positive", lambda value: value > 0),
+    }
+    for name, take in takes.items():
+        if statistics.get(name) is not None:
+            checked[name] = take(name, statistics[name])
+    return checked
 
 
 def build(made: Mapping) -> nn.Module:

@@ -38,6 +38,8 @@ def describe(
     Raises InputError with the reason for a model that is not supported, and where its own logits, pixel gradients or logits of a subset of the tokens
     are others than the description's: it names the first block that differs.
     """
+    mean = None if mean is None else several(real())("mean", mean)
+    std = None if std is None else several(real("positive", lambda value: value > 0))("std", std)
     vit = describe_weights(model, flip=flip, frozen=frozen)
     if vit.normalises:
         for word, given, own in (("mean", mean, vit.mean), ("std", std, vit.std)):

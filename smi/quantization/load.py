@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from ..errors import InputError
-from ..files import read_json
+from ..files import read_json, read_tensors
+from ..plain import path as path_of
 from ..plain import real, whole
 from .files import FORMATS, GRAPH_FORMAT, MANIFEST, WEIGHTS
 from .int8 import Int8ViT
@@ -19,7 +18,7 @@ KINDS: dict[str, type[QuantizedViT]] = {kind.KIND: kind for kind in (Int8ViT, Si
 def load_quantized(folder: str | Path) -> QuantizedViT:
     """The quantised model, integer or simulated, that `save` wrote to a folder. Raises InputError where there is none, where it is damaged, and for a
     simulation of version 0.1.0, whose file could hold code."""
-    folder = Path(folder)
+    folder = path_of("folder", folder)
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{folder} holds no quantised model: there is no {MANIFEST} in it")
@@ -35,6 +34,6 @@ def load_quantized(folder: str | Path) -> QuantizedViT:
     try:
         facts = Facts.from_json(manifest["facts"])
         inputs = {name: (real()(name, scale), whole(0, 255)(name, zero)) for name, (scale, zero) in manifest["inputs"].items()}
-        return KINDS[kind](facts, load_file(folder / WEIGHTS[kind]), inputs)
+        return KINDS[kind](facts, read_tensors(folder / WEIGHTS[kind])[0], inputs)
     except Exception as error:  # a key or a file that is missing, truncated or of another kind
         raise InputError(f"{folder} is damaged: what {MANIFEST} names cannot be read ({type(error).__name__}: {error})") from error

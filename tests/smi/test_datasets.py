@@ -302,3 +302,21 @@ def test_a_real_teacher_on_real_images():
         ours, theirs = ((model(each).argmax(1) == labels).sum().item() for each in (images, timms))
     assert abs(ours - theirs) <= 2
     assert ours >= 28
+
+
+def test_a_picture_that_claims_too_many_pixels_is_refused_unread(tmp_path):
+    (tmp_path / "0").mkdir()
+    picture = Image.new("L", (1, 1))
+    picture.save(tmp_path / "0" / "a.bmp")
+    data = bytearray((tmp_path / "0" / "a.bmp").read_bytes())
+    data[18:26] = (10_000).to_bytes(4, "little") * 2  # width and height of the header
+    (tmp_path / "0" / "a.bmp").write_bytes(data)
+    with pytest.raises(InputError, match="10000x10000 pixels, more than"):
+        load(tmp_path, Sizes(1, (8, 8), (0.5,), (0.5,)))
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    (tmp_path / "0").mkdir()
+    os.mkfifo(tmp_path / "0" / "a.png")
+    with pytest.raises(InputError, match="is not a file"):
+        load(tmp_path, Sizes(1, (8, 8), (0.5,), (0.5,)))

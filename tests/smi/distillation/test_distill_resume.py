@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import smi
 from smi.distillation import loop, partly_fresh, small_student
+from smi.distillation.training_state import load_state, save_state
 from smi.errors import InputError, RunError
+from smi.files import read_tensors
 from tests.conftest import small_vit
 from tests.smi.distillation.distilling import QUICK, make_images, timeless
 
@@ -186,3 +188,31 @@ def test_states_are_written_whole(vit, tmp_path, monkeypatch):
     with pytest.raises(RunError, match="No space left"):
         loop.save_state(tmp_path / "state.safetensors", vit, optimiser, {"step": 2})
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("plain", 3), ("groups", [{"params": 3}]), ("groups", {}), ("progress", "["), ("plain", {"x": {}}), ("plain", {"0": 3})],
+)
+def test_a_damaged_state_is_refused(name, value, tmp_path):
+    """Whatever of its JSON is of another type."""
+    model = torch.nn.Linear(2, 2)
+    optimiser = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimiser.step()
+    save_state(tmp_path / "state.safetensors", model, optimiser, {"step": 1})
+    tensors, meta = read_tensors(tmp_path / "state.safetensors")
+    meta[name] = value if isinstance(value, str) else json.dumps(value)
+    save_file(tensors, tmp_path / "state.safetensors", metadata=meta)
+    with pytest.raises(InputError, match="cannot be resumed from"):
+        load_state(tmp_path / "state.safetensors", model, optimiser)
+
+
+@pytest.mark.parametrize("change", [{"asked": 3}, {"result": [1]}, {"result": {"steps": 1}}])
+def test_a_damaged_result_is_refused(change, vit, tmp_path):
+    images = smi.invert(vit, method="dense", num_images=2, iterations=1, progress=False)
+    smi.distill(vit, vit, images, steps=1, output=tmp_path, progress=False)
+    result = json.loads((tmp_path / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps(result | change))
+    with pytest.raises(InputError, match="is damaged"):
+        smi.distill(vit, vit, images, steps=1, output=tmp_path, progress=False)
