@@ -35,8 +35,8 @@ def arguments(function: str, size: str, dtype: torch.dtype, device: torch.device
     for rows, k, m, usual in shapes(size):
         weight = torch.randn(m, k, device=device, dtype=dtype) * k**-0.5
         if function == "backward":
-            grad, h = torch.randn(2, rows, m, device=device, dtype=dtype).unbind()
-            yield grad, h, weight, "gelu"
+            grad, slope = torch.randn(2, rows, m, device=device, dtype=dtype).unbind()
+            yield grad, slope, weight
         else:
             bias = torch.randn(m, device=device, dtype=dtype) if usual else None
             yield torch.randn(rows, k, device=device, dtype=dtype), weight, bias, "gelu", True

@@ -22,4 +22,4 @@ def arguments(function: str, size: str, dtype: torch.dtype, device: torch.device
             if function == "forward":
                 yield x, weight, torch.randn(m, device=device, dtype=dtype) if usual else None, y, gamma
             else:
-                yield (y, weight, gamma, x, "gelu") if function == "backward_gelu" else (y, weight, gamma)
+                yield (y, weight, gamma, x) if function == "backward_gelu" else (y, weight, gamma)

@@ -48,11 +48,14 @@ def test_every_gemm_tile_is_run_by_a_check(architecture, dtype, monkeypatch):
         for function, classes in sizes.SIZES.items():
             for args in (args for size in classes for args in sizes.arguments(function, size, dtype, "meta")):
                 rows, width = args[0].numel() // args[0].shape[-1], args[1 if function == "forward" or operation == "linear_residual" else 2].shape
-                table = kernel.TILES if function == "forward" else kernel.BACKWARD_TILES
-                run[operation, function].add(matmul.choose(table, rows, width[0] if function == "forward" else width[1], args[0].device, dtype))
+                N, K = width if function == "forward" else width[::-1]
+                run[operation, function].add(matmul.choose(table_of(kernel, function), rows, N, K, args[0].device, dtype))
         for function in classes_with_kernels(operation):
-            table = kernel.TILES if function == "forward" else kernel.BACKWARD_TILES
-            assert run[operation, function] == set(table[architecture, dtype.itemsize]), f"{operation} {function}"
+            assert run[operation, function] == set(table_of(kernel, function)[architecture, dtype.itemsize]), f"{operation} {function}"
+
+
+def table_of(kernel, function):
+    return kernel.BACKWARD_TILES if function != "forward" else getattr(kernel, "FORWARD_TILES", kernel.TILES)
 
 
 def classes_with_kernels(operation):

@@ -70,13 +70,13 @@ def test_gemms_take_what_fits(gpu, capability, kib, code, rows):
     for operation in ("linear_gelu", "linear_residual"):
         kernel = versions.load(operation, "triton")
         for table, left in ((kernel.TILES, 1), (kernel.BACKWARD_TILES, 2 if operation == "linear_gelu" else 1)):
-            tile = matmul.choose(table, rows, 3072, device, torch.bfloat16, left)
+            tile = matmul.choose(table, rows, 3072, 768, device, torch.bfloat16, left)
             assert tile in table[code, 2]
             assert matmul.shared_bytes(tile, 2, left) <= kib * KIB
 
 
 def test_a_gemm_tile_that_does_not_fit_is_left_out(gpu):
     large, small = matmul.TILES[90, 2][0], matmul.TILES[90, 2][-1]
-    assert matmul.choose(matmul.TILES, 25216, 3072, gpu((9, 0), 227), torch.bfloat16) == large
-    assert matmul.choose(matmul.TILES, 25216, 3072, gpu((9, 0), 100), torch.bfloat16) not in (large, small)
-    assert matmul.choose(matmul.TILES, 25216, 3072, gpu((9, 0), 16), torch.bfloat16) == small
+    assert matmul.choose(matmul.TILES, 25216, 3072, 768, gpu((9, 0), 227), torch.bfloat16) == large
+    assert matmul.choose(matmul.TILES, 25216, 3072, 768, gpu((9, 0), 96), torch.bfloat16) == large
+    assert matmul.choose(matmul.TILES, 25216, 3072, 768, gpu((9, 0), 95), torch.bfloat16) == small
