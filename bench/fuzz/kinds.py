@@ -23,7 +23,7 @@ from smi.csrc import host
 from smi.distillation import run_folder, training_state
 from smi.inversion.snapshots import load_progress
 from smi.kernels import tuned, verification
-from smi.models import by_name
+from smi.models import by_name, checkpoint
 from smi.models.folder import load_model_folder, save_model
 from smi.report.evidence_data import read_evidence
 from smi.report.several_runs import read_demo
@@ -294,8 +294,10 @@ def every() -> list[Kind]:
         Kind("result.json", "distilled", "result.json", "json", distil),
         Kind("student.safetensors", "distilled", "model.safetensors", "safetensors", distil),
         Kind("state.safetensors", "state", "state.safetensors", "safetensors", _resumed, weight=6),
-        Kind("checkpoint .pth", "checkpoints", "zip.pth", "zip", lambda folder: by_name.read_weights(folder / "zip.pth"), weight=6),
-        Kind("checkpoint legacy .pth", "checkpoints", "legacy.pth", "pickle", lambda folder: by_name.read_weights(folder / "legacy.pth"), weight=6),
+        Kind("checkpoint .pth", "checkpoints", "zip.pth", "zip", lambda folder: checkpoint.read_weights(folder / "zip.pth"), weight=6),
+        Kind(
+            "checkpoint legacy .pth", "checkpoints", "legacy.pth", "pickle", lambda folder: checkpoint.read_weights(folder / "legacy.pth"), weight=6
+        ),
         Kind("checkpoint .safetensors", "checkpoints", "model.safetensors", "safetensors", _read_safetensors, weight=6),
         Kind("checkpoint by name", "timm", "timm.pth", "zip", lambda folder: by_name.load_model(CHECKPOINT_OF, checkpoint=folder / "timm.pth")),
         Kind("Parquet", "parquet", "test.parquet", "parquet", lambda folder: datasets.load(folder / "test.parquet", SIZES), _use_labelled, 6),
@@ -319,7 +321,7 @@ def _form_of_simulated() -> str:
 
 
 def _read_safetensors(folder: Path) -> Any:
-    return by_name.read_weights(folder / "model.safetensors")
+    return checkpoint.read_weights(folder / "model.safetensors")
 
 
 def _resumed(folder: Path) -> Any:

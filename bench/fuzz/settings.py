@@ -114,8 +114,7 @@ def _batches(settings: dict[str, Any], folder: Path) -> None:
 
 
 def _schedule(settings: dict[str, Any], folder: Path) -> None:
-    events = [smi.Event(**settings["event"])] if "event" in settings else settings.pop("events", ())
-    made = smi.Schedule(**{name: given for name, given in settings.items() if name != "event"}, events=tuple(events))
+    made = smi.Schedule(**settings)
     if made.iterations <= ITERATIONS and made.num_patches == 4:
         smi.invert(model(), schedule=made, num_images=1, progress=False)
 
@@ -185,7 +184,7 @@ def _forward(settings: dict[str, Any], folder: Path) -> None:
 
 
 def _load(settings: dict[str, Any], folder: Path) -> None:
-    settings["loader"](settings["folder"])
+    smi.load_quantized(settings["folder"]) if settings["quantised"] else smi.SparseImages.load(settings["folder"])
 
 
 COUNTS = ("1", "2", "4", "np.int32(3)", "torch.tensor(2)", "np.array(2)")
@@ -262,6 +261,6 @@ DOORS = [
                                      "random_weights": ("True",), "checkpoint": ("'nowhere.pth'",)}, weight=0.5),
     Door("datasets.load", _datasets, {"limit": COUNTS, "split": ("'train'", "'test'"), "source": ("'digits'", "'nowhere'")}, weight=0.5),
     Door("forward_sparse", _forward, {"batch_size": COUNTS}),
-    Door("load", _load, {"folder": ("'nowhere'", "Path('nowhere')"), "loader": ("smi.SparseImages.load", "smi.load_quantized")},
-         base={"folder": "'nowhere'", "loader": "smi.SparseImages.load"}),
+    Door("load", _load, {"folder": ("'nowhere'", "Path('nowhere')"), "quantised": ("True", "False")},
+         base={"folder": "'nowhere'", "quantised": "False"}),
 ]  # fmt: skip

@@ -16,22 +16,22 @@ class Odd:
     """Neither a number nor a container: every question fails."""
 
     def __index__(self) -> int:
-        raise RuntimeError("no index")
+        raise TypeError("no index")
 
     def __float__(self) -> float:
-        raise RuntimeError("no float")
+        raise TypeError("no float")
 
     def __len__(self) -> int:
-        raise RuntimeError("no length")
+        raise TypeError("no length")
 
     def __iter__(self) -> Any:
-        raise RuntimeError("no items")
+        raise TypeError("no items")
 
     def __eq__(self, other: object) -> bool:
-        raise RuntimeError("no comparison")
+        raise TypeError("no comparison")
 
     def __bool__(self) -> bool:
-        raise RuntimeError("no truth")
+        raise TypeError("no truth")
 
     def __repr__(self) -> str:
         return "Odd()"
