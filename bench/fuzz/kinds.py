@@ -22,7 +22,7 @@ from smi import datasets
 from smi.csrc import host
 from smi.distillation import run_folder, training_state
 from smi.inversion.snapshots import load_progress
-from smi.kernels import tuned, verification
+from smi.kernels import tuned, verdicts
 from smi.models import by_name, checkpoint
 from smi.models.folder import load_model_folder, save_model
 from smi.report.evidence_data import read_evidence
@@ -153,7 +153,7 @@ def _parquet(folder: Path) -> None:
 
 
 def _kernels(folder: Path) -> None:
-    found = [verification.Verdict("attention", "triton", "bfloat16", "any", True, 1.5, "largest error 1e-3 in out, 2e-3 allowed")]
+    found = [verdicts.Verdict("attention", "forward", "triton", "bfloat16", "any", "correct", 1.5, "largest error 1e-3 in out, 2e-3 allowed")]
     key = {"operation": "attention", "device": "Imaginary", "torch": "2"}
     (folder / "verdicts.json").write_text(json.dumps({"identity": key, "verdicts": [verdict._asdict() for verdict in found]}))
     tiles = {"attention": {"forward any": {"tile": [64, 64, 4, 2], "ms": 0.5, "built_in": [64, 32, 4, 2]}}}
@@ -190,18 +190,15 @@ def _progress(folder: Path) -> Any:
     return load_progress(folder, json.loads((folder / "images.json").read_text())["provenance"]["run"])
 
 
-def _verdicts(folder: Path) -> list[str]:
+def _verdicts(folder: Path) -> list[verdicts.Verdict]:
     known = {"operation": "attention", "device": "Imaginary", "torch": "2"}
-    patched = {
-        "cache_file": lambda key: folder / "verdicts.json",
-        "identity": lambda operation, device: known,
-        "committed": lambda arch: [],
-        "architecture": lambda device: "sm_00",
-        "announced_check": lambda *key: verification.Verdict(*key[:2], *key[3:], False, 0.0, ""),
-    }
-    verification._known.clear()
-    with mock.patch.multiple(verification, **patched):
-        return verification.faster_than_stock("attention", ["triton", "cuda"], GPU, torch.bfloat16, "any")
+    with mock.patch.multiple(verdicts, cache_file=lambda key: folder / "verdicts.json", identity=lambda operation, device: known):
+        return verdicts.cached("attention", GPU)
+
+
+def _use_verdicts(found: list[verdicts.Verdict]) -> None:
+    assert all(isinstance(verdict.chosen, bool) and str(verdict.key) for verdict in found)
+    sorted(found, key=lambda verdict: verdict.speedup)
 
 
 class Tile(NamedTuple):
@@ -308,7 +305,7 @@ def every() -> list[Kind]:
         Kind("demo.json", "tables", "demo.json", "json", read_demo, weight=6),
         Kind("evidence config.json", "tables", "config.json", "json", read_evidence, weight=3),
         Kind("evidence cell.json", "tables", "seed0/dense/cell.json", "json", read_evidence, weight=3),
-        Kind("verdict cache", "kernels", "verdicts.json", "json", _verdicts, weight=3),
+        Kind("verdict cache", "kernels", "verdicts.json", "json", _verdicts, _use_verdicts, 3),
         Kind("tile table", "kernels", "imaginary.json", "json", _tile, _use_tile, 3),
         Kind("compiled library", "library", "smi/csrc/*/answer.so", "elf", _built, _answers),
     ]
