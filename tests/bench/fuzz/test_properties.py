@@ -1,4 +1,7 @@
-"""The cases of `python -m bench.fuzz`, a few of each kind, drawn and shrunk by Hypothesis: the same ones every time."""
+"""The cases of `python -m bench.fuzz`, a few of each kind, drawn and shrunk by Hypothesis: the same ones every time.
+
+Whole runs, distillation and quantisation are left to campaigns: each of their cases takes a second.
+"""
 
 import pytest
 import torch
@@ -10,7 +13,6 @@ from bench.fuzz.draw import strategy
 
 EXAMPLES = {"files": 40, "models": 5, "settings": 24}  # of each kind of file, entry point and door
 DEAR = {
-    "quantize": 4,
     "evaluate": 8,
     "compiled library": 6,
     "quantized.json, simulated": 15,
@@ -61,11 +63,11 @@ def test_damaged_files_are_refused_or_read(name, file_targets, tmp_path):
     hold([target for target in file_targets if target.name == name], tmp_path)
 
 
-@pytest.mark.parametrize("name", dict.fromkeys(target.name for target in models.targets(None, "")))
+@pytest.mark.parametrize("name", ["accelerate", "drop_in", "forward_sparse"])
 def test_models_are_computed_as_they_are_or_refused(name, tmp_path):
     hold([target for target in models.targets(None, "") if target.name == name], tmp_path)
 
 
-@pytest.mark.parametrize("name", [door.name for door in doors.DOORS])
+@pytest.mark.parametrize("name", [door.name for door in doors.DOORS if door.name not in ("distill", "quantize")])
 def test_settings_are_refused_or_the_run_succeeds(name, tmp_path):
     hold([target for target in doors.targets(None, name) if target.name == name], tmp_path)
