@@ -165,6 +165,7 @@ def _invert(case: dict, folder: Path) -> str:
 def _inverted(model: Any, case: dict, output: Path) -> str:
     run, (height, width), patch = case["run"], case["model"]["options"]["img_size"], case["model"]["options"]["patch_size"]
     cells = (height // patch) * (width // patch)
+    model = model.double() if run["dtype"] == "float64" else model  # the description adds prefix and position in the model's own dtype
     schedule = _schedule(run, cells)
     trajectories = -(-case["images"] // schedule.images_per_trajectory)
     generator = torch.Generator().manual_seed(case["seed"])
