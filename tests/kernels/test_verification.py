@@ -58,7 +58,6 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(verdicts, "shipped", dict)
-    monkeypatch.setattr(versions, "ensure_built", lambda operation, version: None)  # CUDA C++ takes minutes
     return process
 
 
@@ -237,7 +236,8 @@ def test_where_no_process_can_be_started_nothing_is_chosen(gpu, capsys, monkeypa
     assert "no process can be started to check it: too many processes; not used" in capsys.readouterr().err
 
 
-def test_verify_checks_every_gpu_version_again(gpu):
+def test_verify_checks_every_gpu_version_again(gpu, monkeypatch):
+    monkeypatch.setattr(versions, "ensure_built", lambda operation, version: None)  # CUDA C++ takes minutes
     resolve()
     found = list(dispatch.verify("cuda", ["layer_norm", "linear_residual"]))  # a device without a number, as --device cuda gives it
     assert [v.key for v in found] == gpu.asked[1:]
