@@ -38,7 +38,9 @@ def run(work: Work) -> None:
             work.found += [f"{name} {flops / 1e12:.0f} TFLOP/s" for name, (_, flops) in row["ceilings"].items()]
             work.found.append(f"copy {max(moved for moved, _ in row['ceilings'].values()) / 1e9:.0f} GB/s")
         elif row["kind"] == "carried":
-            work.found.append(f"library: {row['library']}; Triton's cache: {row['triton_cache']}")
+            work.found.append(
+                f"libraries: {', '.join(f'{name} {state}' for name, state in row['libraries'].items())}; Triton's cache: {row['triton_cache']}"
+            )
 
 
 def about_machine(setting: Setting) -> dict:
@@ -63,7 +65,7 @@ def output(command: list[str]) -> str:
 
 def place_carried() -> dict:
     """Put the library and Triton's cache, which were made elsewhere, where they are looked for; only what this machine can use."""
-    return {"kind": "carried", "library": pack.place_library(), "triton_cache": pack.place_cache()}
+    return {"kind": "carried", "libraries": {name: pack.place_library(name) for name in pack.LIBRARIES}, "triton_cache": pack.place_cache()}
 
 
 # ---- compute-sanitizer

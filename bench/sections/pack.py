@@ -1,9 +1,9 @@
 """What is made before and carried to a machine that has no network and is lent for minutes: `make gpu-pack`.
 
-    python -m bench.sections.pack                        gpu-pack/: commit, the CUDA library for sm_90a, Triton's cache for sm_90
+    python -m bench.sections.pack                        gpu-pack/: commit, the CUDA libraries for sm_90a, Triton's cache for sm_90
     python -m bench.sections.pack --earlier FOLDER       and what an earlier call brought back, so that the next one goes on with it
 
-Everything is checked there: commit and library by the digest of the sources, the cache by Triton's own key. What does not fit is left out, and is
+Everything is checked there: commit and libraries by the digest of the sources, the cache by Triton's own key. What does not fit is left out, and is
 made there instead, which takes longer. Run it with the Python and the Triton that the machine has: Triton's key depends on them (docs/gpu.md).
 """
 
@@ -14,12 +14,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..measuring import code
 from . import outputs
 
 FOLDER = code.ROOT / Path(code.PACKED).parent
-LIBRARY, CACHE, KEY, EARLIER = "_C.abi3.so", "triton", "triton-key.json", "earlier"
+CACHE, KEY, EARLIER = "triton", "triton-key.json", "earlier"
+LIBRARIES = {"attention": "attention_forward", "linear": "linear_gelu_gradient"}  # of csrc/build.py, and an operation that each has
 MOST_BYTES = 64 << 20  # with the working tree
 ARCHITECTURE = "9.0a"
 
@@ -34,7 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
     outputs.write_bytes(code.ROOT / code.PACKED, json.dumps(code.commit() | {"digest": code.digest()}).encode())
     for number, folder in enumerate(options.earlier):
         shutil.copy(folder / outputs.PROGRESS, FOLDER / f"{EARLIER}-{number}.jsonl")
-    print(f"library: {build_library(FOLDER / LIBRARY)}")
+    for name in LIBRARIES:
+        print(f"library of {name}: {build_library(name)}")
     print(f"Triton's cache: {warm_cache(options.jobs)}")
     size = total_bytes()
     print(f"{size / 2**20:.1f} MiB with the working tree, {MOST_BYTES >> 20} at most")
@@ -53,38 +56,47 @@ def earlier() -> list[Path]:
     return sorted(FOLDER.glob(f"{EARLIER}-*.jsonl"))
 
 
-# ---- the library
+# ---- the libraries
 
 
-def build_library(target: Path) -> str:
-    """Compile csrc; what became of it, in words."""
+def library_of(name: str) -> tuple[Any, Path]:
+    """The library of that name, and where it is carried."""
     from smi.csrc import build
 
-    reason = build.why_not()
+    found = next(library for library in build.LIBRARIES if library.name == name)
+    return found, FOLDER / f"{found.module}.abi3.so"
+
+
+def build_library(name: str) -> str:
+    """Compile it; what became of it, in words."""
+    from smi.csrc import build
+
+    library, target = library_of(name)
+    reason = build.why_not(library)
     if reason:
         return f"left out: {reason}"
-    build.compile_library(target, ARCHITECTURE)
+    build.compile_library(target, ARCHITECTURE, library)
     return f"{target.stat().st_size / 2**20:.1f} MiB for {ARCHITECTURE}"
 
 
-def place_library() -> str:
-    """Put the carried library where the package looks for an installed one, if it was made of these sources and can be loaded."""
+def place_library(name: str) -> str:
+    """Put a carried library where the package looks for an installed one, if it was made of these sources and can be loaded."""
     from smi.csrc import build
 
-    carried = FOLDER / LIBRARY
-    if build.BUILT.exists():
+    library, carried = library_of(name)
+    if build.installed(library).exists():
         return "installed"
     if not carried.exists():
         return "none carried: built on first use"
     if code.packed()["commit"] == "unknown" or json.loads((code.ROOT / code.PACKED).read_text())["digest"] != code.digest():
         return "carried, but made of other sources: built on first use"
-    load = f"import torch; torch.ops.load_library({str(carried)!r}); torch.ops.smi_cuda.attention_forward"
+    load = f"import torch; torch.ops.load_library({str(carried)!r}); torch.ops.smi_cuda.{LIBRARIES[name]}"
     done = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)
     if done.returncode:
         return f"carried, but cannot be loaded ({(done.stderr.strip().splitlines() or ['?'])[-1][:200]}): built on first use"
     from smi.csrc.cache import replace_file
 
-    replace_file(build.BUILT, lambda temporary: shutil.copyfile(carried, temporary))
+    replace_file(build.installed(library), lambda temporary: shutil.copyfile(carried, temporary))
     return "carried"
 
 

@@ -22,7 +22,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "FOLDER", tmp_path / "gpu-pack")
     monkeypatch.setattr(code, "PACKED", str(tmp_path / "gpu-pack/commit.json"))
     monkeypatch.setattr(build, "BUILT", tmp_path / "installed.so")
-    monkeypatch.setattr(pack, "build_library", lambda target: "left out")
+    monkeypatch.setattr(pack, "build_library", lambda name: "left out")
     monkeypatch.setattr(pack, "warm_cache", lambda jobs: "left out")
     return tmp_path / "gpu-pack"
 
@@ -40,16 +40,22 @@ def test_a_pack_says_what_it_was_made_of_and_fits(folder, tmp_path, capsys, monk
     assert pack.earlier() == []
 
 
-def test_a_library_is_used_if_it_is_of_these_sources_and_loads(folder, monkeypatch):
+@pytest.mark.parametrize("name", pack.LIBRARIES)
+def test_a_library_is_used_if_it_is_of_these_sources_and_loads(folder, monkeypatch, name):
+    library, carried = pack.library_of(name)
     pack.main([])
-    assert pack.place_library() == "none carried: built on first use"
-    (folder / pack.LIBRARY).write_bytes(b"no library")
-    assert pack.place_library().startswith("carried, but cannot be loaded (")
-    assert not build.BUILT.exists()
+    assert pack.place_library(name) == "none carried: built on first use"
+    carried.write_bytes(b"no library")
+    assert pack.place_library(name).startswith("carried, but cannot be loaded (")
+    assert not build.installed(library).exists()
     monkeypatch.setattr(code, "digest", lambda: "other")
-    assert pack.place_library() == "carried, but made of other sources: built on first use"
-    build.BUILT.touch()
-    assert pack.place_library() == "installed"
+    assert pack.place_library(name) == "carried, but made of other sources: built on first use"
+    build.installed(library).touch()
+    assert pack.place_library(name) == "installed"
+
+
+def test_every_library_of_the_package_is_carried():
+    assert set(pack.LIBRARIES) == {library.name for library in build.LIBRARIES}
 
 
 def test_all_that_a_step_calls_is_compiled_ahead():
