@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from ..kernels.linear_gelu.reference import ACTIVATIONS
 
@@ -20,12 +21,12 @@ def _known() -> tuple[Tensor, dict[str, Tensor]]:
 
 def name_of(module: Any) -> str | None:
     """The name that kernels.linear_gelu gives to an activation module; None where it has none."""
-    x, known = _known()
-    try:
-        with torch.no_grad():
+    with _disable_current_modes(), torch.no_grad():  # a mode of fake tensors has no numbers
+        x, known = _known()
+        try:
             answer = module(x.clone())
-    except Exception:  # whatever it is, it is none of ours
-        return None
-    if not isinstance(answer, Tensor) or answer.shape != x.shape or answer.device.type != "cpu":
-        return None
-    return next((name for name, wanted in known.items() if (wanted - answer).abs().max() <= CLOSE), None)
+        except Exception:  # whatever it is, it is none of ours
+            return None
+        if not isinstance(answer, Tensor) or answer.shape != x.shape or answer.device.type != "cpu":
+            return None
+        return next((name for name, wanted in known.items() if (wanted - answer).abs().max() <= CLOSE), None)
