@@ -12,7 +12,7 @@ class CompileCase:
     """name: "operation/kernel/configuration", unique. types: Triton type of every runtime argument, for example {"p_x": "*bf16", "d": "i32"}.
     constants: value of every constexpr argument. aligned: names of arguments that are multiples of 16, pointers besides (what the launcher sees for
     the shapes of the usual models). architectures: capabilities times 10 for which this configuration ships, None for all but SMALL, which take what
-    sm_80 takes where SMALLEST suffices. maxnreg: registers of a thread at most. shared: KiB that a block must get."""
+    sm_80 takes where SMALLEST suffices. shared: KiB that a block must get. maxnreg: registers of a thread at most."""
 
     name: str
     kernel: Any
@@ -22,8 +22,8 @@ class CompileCase:
     num_stages: int = 1
     aligned: tuple[str, ...] = ()
     architectures: tuple[int, ...] | None = None
-    maxnreg: int | None = None
     shared: int = SMALLEST
+    maxnreg: int | None = None
 
     def signature(self) -> dict[str, str]:
         """All arguments of the kernel in order, constants marked as such."""

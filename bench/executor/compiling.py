@@ -32,5 +32,5 @@ def build(kernel, signature: dict[str, str], constants: dict, attributes: dict, 
 
 def build_case(case: CompileCase, architecture: int) -> Compiled:
     """A configuration as the compile gate compiles it."""
-    options = {"num_warps": case.num_warps, "num_stages": case.num_stages}
+    options = {"num_warps": case.num_warps, "num_stages": case.num_stages} | ({"maxnreg": case.maxnreg} if case.maxnreg else {})
     return build(case.kernel, case.signature(), case.constants, case.attributes(), options, architecture)

@@ -54,7 +54,7 @@ class Work:
 
         def tile(operation: str, slot: str, built_in: tuple, device: torch.device) -> tuple:
             numbers = next((numbers for start, numbers in self.tiles.items() if slot.startswith(start)), built_in)
-            return built_in._make(numbers) if hasattr(built_in, "_make") else tuple(numbers)
+            return type(built_in)(*numbers) if hasattr(built_in, "_make") else tuple(numbers)  # what is not named has its default
 
         with ExitStack() as stack:
             stack.enter_context(patch.object(versions, "interpreting", lambda: True))

@@ -26,6 +26,7 @@ MEMORY = 3 * 2**30  # bytes of address space beyond what this process has
 BLOW_UP = 512 * 2**20  # bytes of resident memory that no case may add
 LARGEST_FILE = 256 * 2**20  # bytes
 CASES, SECONDS = 500, 3.0  # of a fork, whichever comes first
+MOST_OUTPUT = 4000  # characters of a fork that did not come to its end
 
 
 @dataclass
@@ -112,7 +113,9 @@ def result(target: Target, folder: Path, status: int) -> Ran:
         case = None
     if status:
         output = (folder / "output").read_text(errors="replace") if (folder / "output").exists() else ""
-        output = "\n".join(line for line in output.splitlines() if not line.startswith("Extension modules"))[-4000:]
+        output = "\n".join(line for line in output.splitlines() if not line.startswith("Extension modules"))
+        crashed = output.rfind("Fatal Python error")  # the stack below it may be deep: its top says where
+        output = output[-MOST_OUTPUT:] if crashed < 0 else output[crashed:][:MOST_OUTPUT]
         ran.findings.append(_ended(target, status, output) | (case or {"case": None, "choices": []}))
         ran.outcomes["finding"] += 1
     shutil.rmtree(folder, ignore_errors=True)
