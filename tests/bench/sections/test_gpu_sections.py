@@ -63,7 +63,7 @@ def test_machine_and_ceilings(tmp_path):
     work, rows = rehearse("versions", tmp_path)
     assert [row["kind"] for row in rows] == ["machine", "carried", "ceilings"]
     assert all(row.keys() >= COLUMNS for row in rows)
-    assert any("library of linear: " in text for text in work.found)
+    assert any("libraries: attention " in text for text in work.found)
     assert setting.ceilings(work, setting.settle(work))["float32"].flops == rows[2]["ceilings"]["float32"][1]  # not measured again
 
 
