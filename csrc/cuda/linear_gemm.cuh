@@ -34,7 +34,13 @@ struct PingPong {
     using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
     using Scheduler = cutlass::gemm::PersistentScheduler;
 };
-// Two warpgroups a tile. Multiprocessors take equal parts of all contractions; parts of one tile are added in a fixed order, so that bits repeat.
+// Two warpgroups a tile, half of its sums each: for an epilogue that needs more registers than 192 sums a thread leave (GELU and its derivative).
+struct Cooperative {
+    using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
+    using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
+    using Scheduler = cutlass::gemm::PersistentScheduler;
+};
+// The same, and multiprocessors take equal parts of all contractions; parts of one tile are added in a fixed order, so that bits repeat.
 struct StreamK {
     using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
     using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
@@ -167,7 +173,8 @@ auto with_gemm(bool stream_k, F f) {
     if constexpr (KIND == Linear::residual) {
         if (stream_k) return f(LinearGemm<LayerOf<KIND, Element<NUMBER>, StreamK>>{});
     }
-    return f(LinearGemm<LayerOf<KIND, Element<NUMBER>, PingPong>>{});
+    if constexpr (KIND == Linear::gelu) return f(LinearGemm<LayerOf<KIND, Element<NUMBER>, Cooperative>>{});
+    else return f(LinearGemm<LayerOf<KIND, Element<NUMBER>, PingPong>>{});
 }
 
 template <Linear KIND, Number NUMBER>
