@@ -30,7 +30,7 @@ class Draw:
         return values[self.below(len(values))]
 
     def chance(self, one_in: int) -> bool:
-        """True once in so many times."""
+        """True with a probability of one in the given number."""
         return self.below(one_in) == one_in - 1
 
     def some(self, values: Sequence[Any], least: int, most: int) -> list[Any]:

@@ -107,7 +107,7 @@ def _key(width: int, dtype: torch.dtype) -> tuple[int, int]:
 
 
 def first(entries: tuple[Entry, ...], n: int, code: int, shared: int = LARGEST) -> Entry | None:
-    """The entry for n tokens where tl.dot is compiled to `code` and a block gets so many KiB; None if there is none."""
+    """The entry for n tokens where tl.dot is compiled to `code` and a block gets the given KiB of shared memory; None if there is none."""
     return next((entry for entry in entries if n <= entry.n and entry.oldest <= code and entry.shared <= shared), None)
 
 

@@ -128,7 +128,7 @@ class Embed:
 
 
 def versions(weight: Tensor, batch: int, tokens: int, heads: int, width: int) -> dict[str, str]:
-    """The version of every operation's forward in a block that would run for a weight [m, d], so many images and tokens, and heads of that width."""
+    """The version of every operation's forward in a block that would run for a weight [m, d] and these numbers of images, tokens, heads and width."""
     d = weight.shape[1]
     few, w = (torch.empty(*shape, dtype=weight.dtype, device=weight.device) for shape in ((1, tokens, d + 3 * heads * width), (d, d)))
     x, packed = few.expand(batch, -1, -1).split([d, 3 * heads * width], dim=-1)  # of the right shape, in the memory of one image

@@ -1,6 +1,6 @@
 """Classes of sizes in which versions of patch_embed are checked and chosen, and the arguments that stand for them.
 
-"p16 large": patches of 16 x 16, so many results that large tiles occupy the GPU; "p16 small": fewer.
+"p16 large": patches of 16 x 16, enough results for large tiles to occupy the GPU; "p16 small": fewer.
 """
 
 from collections.abc import Iterator

@@ -24,7 +24,7 @@ from .description import Block, ViT
 from .unwrap import Found, attribute
 
 IMAGES = 2
-FEW = 8  # one patch in so many takes part in the sparse comparison
+FEW = 8  # every eighth patch takes part in the sparse comparison
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}  # ||ours - theirs|| / ||theirs||
 WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float64}
 PLAIN = (int, float, str, type(None))

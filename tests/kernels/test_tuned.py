@@ -17,7 +17,7 @@ DEVICES = [((8, 0), 163, 80), ((8, 6), 99, 80), ((8, 9), 99, 80), ((9, 0), 227, 
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """cuda:0 as torch describes it, with a capability and so many KiB for a block."""
+    """cuda:0 as torch describes it, with a capability and KiB of shared memory for a block."""
 
     def plug_in(capability, kib):
         tuned.limits.cache_clear()

@@ -77,7 +77,7 @@ def convert(program: Program, step: Instruction) -> Effect:
 
 @builds("bfe")
 def extract_bits(program: Program, step: Instruction) -> Effect:
-    """bfe.u32/s32: so many bits from a place on, sign extended where the type has one."""
+    """bfe.u32/s32: `length` bits from bit `start` on, sign extended where the type has one."""
     require(step.type in ("u32", "s32"), step)
 
     def run(a: np.ndarray, start: np.ndarray, length: np.ndarray) -> np.ndarray:

@@ -52,7 +52,7 @@ class Instruction:
 
 @dataclass
 class Parameter:
-    """A kernel's parameter: a number, or a struct of so many bytes."""
+    """A kernel's parameter: a number, or a struct of `bytes` bytes."""
 
     name: str
     kind: str
