@@ -190,6 +190,9 @@ def unsupported(function: str, *args) -> str | None:
         return "it computes in float32, and one of the tensors is float64"
     if images.shape[0] >= 2**16 or images[:1].numel() >= 2**31 or images.shape[0] * images.shape[1] * images.shape[2] >= 2**31:
         return f"a batch of {tuple(images.shape)} has too many images, rows, or pixels in one image"
+    index, patch_size = (args[7], args[8]) if function == "forward" else (None, 1)
+    if max(tile("adam", images, index, patch_size)[0][1:]) >= 2**16:
+        return f"{tuple(images.shape)} in patches of {patch_size} takes more programs than a grid's second dimension holds"
     return None
 
 

@@ -291,6 +291,17 @@ def test_refusals(change, message):
     with pytest.raises(ValueError, match=message):
         image_step(**checks.cast(arguments(), torch.float32) | change)
 
+def test_more_programs_than_a_grid_holds_are_refused():
+    """Shapes alone decide, so tensors of one element stand in for the memory."""
+    one = torch.zeros(1)
+    kernel = versions.load("image_step", "triton")
+    for channels, side, patches, fits in ((3, 4096, 16384, True), (3, 8192, 65536, False), (2**12, 512, None, False)):
+        images = one.expand(1, channels, side, side)
+        index = None if patches is None else torch.zeros(1, 1, dtype=torch.int32).expand(1, patches)
+        why = kernel.unsupported("forward", images, images, images, images, one, one, one, index, 32)
+        assert why is None if fits else "second dimension" in why
+    assert "second dimension" in kernel.unsupported("tv_norms_backward", one.expand(1, 2**12, 512, 512), one, one)
+
 
 def test_out_may_not_be_images():
     given = checks.cast(arguments(), torch.float32)
