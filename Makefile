@@ -2,11 +2,12 @@
 VENV ?= .venv
 PYTHON ?= python3
 RUN = $(VENV)/bin/python -m
+INSTALL ?= $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 OUT ?= out/gpu-first
 OPERATIONS = $(patsubst kernels/%/op.py,smi.kernels.%,$(wildcard kernels/*/op.py))
 API = smi smi.importance smi.losses smi.distillation smi.quantization $(OPERATIONS)
 
-.PHONY: help demo test test-fast lint docs package kernels executor bench bench-quick bench-check sanitize tables gpu gpu-pack gpu-first gpu-tune cpu-attention teacher clean
+.PHONY: help demo test test-fast test-newest test-lowest lint docs package kernels executor bench bench-quick bench-check sanitize tables gpu gpu-pack gpu-first gpu-tune cpu-attention teacher clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -14,15 +15,22 @@ help: ## list the targets
 
 $(VENV)/installed: pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	if command -v nvcc > /dev/null; then $(VENV)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps nvidia-cutlass; fi
+	$(INSTALL) --editable '.[dev]'
+	if command -v nvcc > /dev/null; then $(INSTALL) --no-deps nvidia-cutlass; fi
 	touch $@
 
 demo: $(VENV)/installed ## invert the embedded digits teacher with every method, use the images: table and report
 	$(RUN) smi demo --output out/demo --force
 
-test: $(VENV)/installed ## all tests (10 to 15 minutes on two cores); Triton kernels run in its interpreter where there is no GPU
+test: $(VENV)/installed ## all tests (25 minutes on two cores); Triton kernels run in its interpreter where there is no GPU
 	OMP_NUM_THREADS=1 $(RUN) pytest --numprocesses 2 --dist worksteal --quiet --durations 10
+
+test-newest: ## all tests with the newest releases of all packages, in .venv-newest
+	$(MAKE) test VENV=.venv-newest INSTALL=".venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade"
+
+test-lowest: ## all tests with the lowest versions that pyproject.toml allows, in .venv-lowest; PYTHON= the lowest Python
+	$(PYTHON) -m venv .venv-lowest && .venv-lowest/bin/pip install --quiet --disable-pip-version-check uv
+	$(MAKE) test VENV=.venv-lowest INSTALL=".venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct"
 
 test-fast: $(VENV)/installed ## the tests worth running at every save (under 90 s on two cores)
 	OMP_NUM_THREADS=1 $(RUN) pytest -m "fast and not slow" --numprocesses 2 --dist worksteal --quiet

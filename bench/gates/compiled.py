@@ -2,14 +2,15 @@
 
     python -m bench.gates.compiled                 compile and print the table
     python -m bench.gates.compiled --check         exit 1 if a kernel spills, does not fit, or differs from bench/baseline/compile_gate.json
-    python -m bench.gates.compiled --update        rewrite that file
+    python -m bench.gates.compiled --update        rewrite that file; with another Triton, compile_gate_newest.json beside it
     python -m bench.gates.compiled --only layer_norm linear_gelu
     python -m bench.gates.compiled --check --only attention --part 2/8 --jobs 1
     python -m bench.gates.compiled --small         exit 1 if a kernel spills or does not fit on sm_86, sm_89 or sm_120
 
 Every Triton kernel in every tile configuration that ships (`compile_cases()` of each kernel.py) is compiled for sm_80, sm_90 and sm_100, and
 where nvcc is found csrc/cuda/*.cu for sm_80 and sm_90a: "csrc", and "cutlass", for sm_90a, where CUTLASS's headers are found too. Numbers are
-compared exactly with the compiler versions of the committed file; with other versions the differences are only reported. Where the machine code is
+compared exactly with the compiler versions of the committed file: compile_gate.json for the Triton of constraints.txt, compile_gate_newest.json for
+the newest when it was written. With other versions the differences are only reported. Where the machine code is
 that of the file, by its digest, so are the counts of its instructions: only other code is disassembled. sm_86, sm_89 and sm_120 take the
 configurations of sm_80 in 99 KiB of shared memory: these must fit, and are not compared.
 """
@@ -33,7 +34,8 @@ from smi.kernels.compile_case import SMALL, SMALLEST
 from ..measuring.record import BASELINE, ROOT
 from . import cubin, nvcc
 
-COMMITTED = BASELINE / "compile_gate.json"
+COMMITTED = BASELINE / "compile_gate.json"  # of the Triton in constraints.txt; what nvcc compiles stands here alone
+NEWEST = BASELINE / "compile_gate_newest.json"  # of the newest Triton
 ARCHITECTURES = (80, 90, 100)
 CHEAP = ("layer_norm",)  # operations whose kernels compile in a minute
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_90a": 232448, "sm_100": 232448}  # bytes that one program may use
@@ -121,6 +123,16 @@ def progress(text: str) -> None:
     """Show what is being compiled, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def committed_for(triton: str | None) -> tuple[Path, dict]:
+    """The file that a Triton is held against, and what it says, what nvcc compiles included."""
+    committed = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {"versions": {}, "kernels": {}}
+    if triton == committed["versions"].get("triton", triton):
+        return COMMITTED, committed
+    newest = json.loads(NEWEST.read_text()) if NEWEST.exists() else {"versions": {}, "kernels": {}}
+    by_nvcc = {name: v for name, v in committed["kernels"].items() if nvcc.group_of(name)}
+    return NEWEST, {"versions": committed["versions"] | newest["versions"], "kernels": newest["kernels"] | by_nvcc}
 
 
 def measure(only: list[str] | None, part: Part | None = None, committed: dict | None = None, jobs: int | None = None) -> dict:
@@ -227,19 +239,23 @@ def check(measured: dict, committed: dict, only: list[str] | None, part: Part | 
         else:
             print("if this is meant, look at the numbers and run python -m bench.gates.compiled --update")
     else:
-        print(f"{len(measured['kernels'])} kernel configurations are as in {COMMITTED.name}")
+        print(f"{len(measured['kernels'])} kernel configurations are as committed")
     return 1 if wrong or (changed and same) else 0
 
 
-def update(measured: dict, committed: dict, only: list[str] | None, part: Part | None) -> None:
-    """Rewrite the committed file: what was compiled now, and of what it had the rest, for example csrc where there is no nvcc."""
+def update(measured: dict, path: Path, committed: dict, only: list[str] | None, part: Part | None) -> None:
+    """Rewrite a committed file: what was compiled now, and of what it had the rest, for example csrc where there is no nvcc."""
 
     def compiled(name: str) -> bool:
         return could_compile(name, measured) and in_part(name, part) and (not only or name.split("/")[0] in only)
 
-    kept = {name: v for name, v in committed["kernels"].items() if not compiled(name)}
-    write_text(COMMITTED, as_text(committed["versions"] | measured["versions"], kept | measured["kernels"]))
-    print(f"wrote {COMMITTED}")
+    kernels = {name: v for name, v in committed["kernels"].items() if not compiled(name)} | measured["kernels"]
+    versions = committed["versions"] | measured["versions"]
+    if path == NEWEST:
+        kernels = {name: v for name, v in kernels.items() if not nvcc.group_of(name)}
+        versions = {name: version for name, version in versions.items() if name in cubin.compiler_versions()}
+    write_text(path, as_text(versions, kernels))
+    print(f"wrote {path}")
 
 
 def check_compiled(full: bool) -> int:
@@ -283,10 +299,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser().error("TRITON_INTERPRET=1 is set: interpreted kernels are not compiled, unset it")
     if options.small:
         return check_small(measure_small(options.only, options.part, options.jobs, options.least))
-    committed = json.loads(COMMITTED.read_text()) if COMMITTED.exists() else {"versions": {}, "kernels": {}}
+    path, committed = committed_for(cubin.compiler_versions()["triton"])
     measured = measure(options.only, options.part, committed, options.jobs)
     if options.update:
-        update(measured, committed, options.only, options.part)
+        update(measured, path, committed, options.only, options.part)
     if options.check:
         return check(measured, committed, options.only, options.part)
     show(measured)

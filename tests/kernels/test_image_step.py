@@ -291,6 +291,7 @@ def test_refusals(change, message):
     with pytest.raises(ValueError, match=message):
         image_step(**checks.cast(arguments(), torch.float32) | change)
 
+
 def test_more_programs_than_a_grid_holds_are_refused():
     """Shapes alone decide, so tensors of one element stand in for the memory."""
     one = torch.zeros(1)

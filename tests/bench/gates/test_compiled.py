@@ -74,14 +74,32 @@ def test_the_committed_file_names_what_ships():
     cases = compiled.triton_cases(None)
     held = {case.name: {f"sm_{a}" for a in compiled.ships_for(case) if a in compiled.ARCHITECTURES} for case in cases}
     wanted = {name: architectures for name, architectures in held.items() if architectures}  # the others are compiled, and not compared
-    committed = json.loads(compiled.COMMITTED.read_text())["kernels"]
-    assert {name: set(found) for name, found in committed.items() if not nvcc.group_of(name)} == wanted
+    for path in (compiled.COMMITTED, compiled.NEWEST):
+        committed = json.loads(path.read_text())["kernels"]
+        assert {name: set(found) for name, found in committed.items() if not nvcc.group_of(name)} == wanted
     parts = [case.name for i in range(1, 9) for case in compiled.triton_cases(["attention"], (i, 8))]
     assert sorted(parts) == sorted(name for name in held if name.startswith("attention/"))
 
 
-def test_no_committed_configuration_spills():
-    assert not compiled.faults(json.loads(compiled.COMMITTED.read_text()))
+@pytest.mark.parametrize("path", [compiled.COMMITTED, compiled.NEWEST], ids=lambda path: path.stem)
+def test_no_committed_configuration_spills(path):
+    assert not compiled.faults(json.loads(path.read_text()))
+
+
+def test_the_triton_in_use_decides_what_it_is_held_against(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiled, "COMMITTED", tmp_path / "gate.json")
+    monkeypatch.setattr(compiled, "NEWEST", tmp_path / "newest.json")
+    monkeypatch.setattr(cubin, "compiler_versions", lambda: {"triton": "2"})
+    assert compiled.committed_for("1")[0] == compiled.COMMITTED  # nothing is committed yet
+    both = {"versions": {"triton": "1", "nvcc": "5"}, "kernels": {"layer_norm/a": {}, "csrc/b": {}}}
+    compiled.update(both, *compiled.committed_for("1"), None, None)
+    assert compiled.committed_for("1")[1]["kernels"] == {"layer_norm/a": {}, "csrc/b": {}}
+    path, committed = compiled.committed_for("2")
+    assert path == compiled.NEWEST
+    assert committed["kernels"] == {"csrc/b": {}}
+    compiled.update(gate({"triton": "2"}, a=facts()), path, committed, None, None)
+    assert json.loads(path.read_text()) == gate({"triton": "2"}, a=facts())  # what nvcc compiles stands in the other file alone
+    assert compiled.committed_for("3")[1]["versions"] == {"triton": "2", "nvcc": "5"}  # held against it no number, only reported
 
 
 def test_a_part_is_held_against_its_part_only(capsys):
@@ -101,11 +119,11 @@ def test_an_update_of_a_part_keeps_the_rest(monkeypatch, tmp_path):
     names = [f"layer_norm/{i}" for i in range(20)] + ["csrc/a/b", "attention/x"]
     committed = {"versions": {"nvcc": "1"}, "kernels": {name: {"sm_80": {"registers": 1}} for name in names}}
     now = {"versions": {"triton": "3"}, "kernels": {n: {"sm_80": {"registers": 2}} for n in names[:20] if compiled.in_part(n, (1, 2))}}
-    compiled.update(now, committed, ["layer_norm"], (1, 2))
+    compiled.update(now, compiled.COMMITTED, committed, ["layer_norm"], (1, 2))
     written = json.loads((tmp_path / "gate.json").read_text())
     assert set(written["kernels"]) == set(names)
     assert {n for n, on in written["kernels"].items() if on["sm_80"]["registers"] == 2} == set(now["kernels"])
-    compiled.update({"versions": {}, "kernels": {}}, committed, None, None)  # no nvcc here
+    compiled.update({"versions": {}, "kernels": {}}, compiled.COMMITTED, committed, None, None)  # no nvcc here
     assert set(json.loads((tmp_path / "gate.json").read_text())["kernels"]) == {"csrc/a/b"}
 
 

@@ -31,7 +31,7 @@ def supported():
 def prove(name):
     torch.manual_seed(0)
     with torch.device("meta"):
-        patch = timm.create_model(name, depth=1).patch_embed.patch_size[0]
+        patch = timm.create_model(name, depth=0).patch_embed.patch_size[0]
     vit = describe_weights(timm.create_model(name, num_classes=5, depth=2, img_size=4 * patch).eval())
     assert len(vit.blocks) == 2
 
