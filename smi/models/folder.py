@@ -137,7 +137,8 @@ def build(made: Mapping) -> nn.Module:
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
-    return (VisionTransformerDistilled if made["distilled"] else VisionTransformer)(**made["options"])
+    options = {name: value for name, value in made["options"].items() if (name, value) != ("pos_embed", "learn")}  # the default; new in timm 1.0.9
+    return (VisionTransformerDistilled if made["distilled"] else VisionTransformer)(**options)
 
 
 def architecture(model: nn.Module) -> dict:
