@@ -191,6 +191,11 @@ def batches(patches: Tensor, index: Tensor, size: int, device: torch.device) -> 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64) -> float:
     """Fraction of normalised images [N, C, H, W] that a model, quantised or not, assigns to their labels [N]."""
+    return recognised(model, images, labels, batch_size).sum().item() / len(images)
+
+
+def recognised(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64) -> Tensor:
+    """bool [N], on the CPU: which images a model assigns to their labels, as `accuracy` counts them."""
     if not len(images) or len(images) != len(labels):
         raise InputError(f"an evaluation needs images and one label for each, got {len(images)} images and {len(labels)} labels")
     check_labels("labels", labels)
@@ -198,7 +203,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     with torch.no_grad():
         right = [
-            (model(some.to(device)).argmax(1).cpu() == wanted).sum().item()
+            model(some.to(device)).argmax(1).cpu() == wanted.cpu()
             for some, wanted in zip(images.split(batch_size), labels.split(batch_size), strict=True)
         ]
-    return sum(right) / len(images)
+    return torch.cat(right)
