@@ -1,7 +1,7 @@
 """Labelled real images, to train teachers and to measure with: `load` gives them as a model takes them.
 
 digits            scikit-learn's digits in the split that the embedded teacher was trained with
-cifar10           at the path in the environment variable SMI_CIFAR10, in any of the forms below
+cifar10, imagenet at the path in the environment variable SMI_CIFAR10 or SMI_IMAGENET, in any of the forms below
 a Parquet file    columns img (or image) and label, as the `datasets` library writes them; or a folder of <split>*.parquet
 torchvision's     the folder in which torchvision keeps CIFAR-10
 a folder          one folder of pictures per class, under FOLDER or FOLDER/<split>
@@ -24,7 +24,7 @@ from .models.vit import ViT, describe
 from .plain import one_of, path, whole
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}  # and how files and folders name them
-CIFAR10_VARIABLE = "SMI_CIFAR10"  # where the name cifar10 finds its data
+VARIABLES = {"cifar10": "SMI_CIFAR10", "imagenet": "SMI_IMAGENET"}  # where a name finds its data
 TORCHVISION_CIFAR10 = "cifar-10-batches-py"
 MOST_PIXELS = 1 << 26  # of a picture; a file of a few bytes can claim any number
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -59,9 +59,9 @@ class Sizes:
 def load(source: str | Path, model: nn.Module | ViT | Sizes, split: str = "test", limit: int | None = None) -> tuple[Tensor, Tensor]:
     """Normalised images float32 [N, C, H, W] and labels int64 [N] of one split, "train" or "test", on the CPU, as `model` takes them.
 
-    source: "digits", "cifar10" or a path, as above. limit: at most this many images, the first ones (class folders take turns). Smaller pictures are
-    enlarged; larger ones are scaled and cut as the model's `pretrained_cfg` says (crop_pct, crop_mode, interpolation). Raises InputError for data
-    that is missing, empty, unlabelled, not readable, or labelled with what is no class of the model.
+    source: "digits", "cifar10", "imagenet" or a path, as above. limit: at most this many images, the first ones (class folders take turns).
+    Smaller pictures are enlarged; larger ones are scaled and cut as the model's `pretrained_cfg` says (crop_pct, crop_mode, interpolation). Raises
+    InputError for data that is missing, empty, unlabelled, not readable, or labelled with what is no class of the model.
     """
     split, source = one_of(SPLITS)("split", split), path("source", source)
     limit = None if limit is None else whole(1)("limit", limit)
@@ -96,10 +96,10 @@ def _source(data: str | Path, split: str) -> Iterator[Pair]:
     """The pictures of a split one after another."""
     if str(data) == "digits":
         return _digits(split)
-    if str(data) == "cifar10":
-        if not os.environ.get(CIFAR10_VARIABLE):
-            raise InputError(f"cifar10 does not come with the package: set {CIFAR10_VARIABLE} to its path, or pass the path itself")
-        data = os.environ[CIFAR10_VARIABLE]
+    if (variable := VARIABLES.get(str(data))) is not None:
+        if not os.environ.get(variable):
+            raise InputError(f"{data} does not come with the package: set {variable} to its path, or pass the path itself")
+        data = os.environ[variable]
     path = Path(data)
     if path.is_file() and path.suffix == ".parquet":
         return _parquet([path])

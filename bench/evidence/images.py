@@ -64,8 +64,8 @@ def warm_up(config: Config, row: str) -> None:
 
 def invert(config: Config, row: str, seed: int) -> smi.SparseImages:
     teacher = teacher_of(config.teacher)
-    classes = describe(teacher).num_classes
-    return smi.invert(teacher, labels=range(classes), seed=seed, **inversion_settings(config, row))
+    labels = None if config.data == "imagenet" else range(describe(teacher).num_classes)  # drawn from the seed, or all in turn
+    return smi.invert(teacher, labels=labels, seed=seed, **inversion_settings(config, row))
 
 
 def real_images(config: Config, seed: int) -> smi.SparseImages:

@@ -2,11 +2,13 @@
 
     python -m bench.evidence --data digits --seeds 3                      the embedded teacher
     python -m bench.evidence --data cifar10 --teacher DIR --seeds 2       a teacher of smi.teachers.train_cifar10; SMI_CIFAR10 names its data
+    python -m bench.evidence --data imagenet --iterations 20 --seeds 3    a DeiT-Tiny; --path or SMI_IMAGENET names its folder
     python -m bench.evidence --data digits --seeds 3 --check              exit code 1 where a floor is not reached
 
 Rows: Gaussian noise, dense, PSAQ-ViT, SMI, PRI v = 2, 4, 7, real images. Columns: seconds and FLOPs for the same number of images, teacher agreement,
 accuracy of the quantised teacher, and of students: a copy of the teacher with its last blocks re-initialised, a small one, and a linear probe on a
-trunk that learned other classes. Mean and deviation over seeds; learning curves against steps and seconds are in seedN/ROW/cell.json.
+trunk that learned other classes. On ImageNet the teacher is quantised under both recipes, and students are left out unless asked for. Mean and
+deviation over seeds; learning curves against steps and seconds are in seedN/ROW/cell.json.
 
 Restartable: images and finished columns are kept in --folder, and the same command goes on from there. --jobs processes of --threads threads work
 side by side, each on a method and a seed. The seconds of the images are processor time, to which other processes add nothing.
@@ -28,11 +30,14 @@ from threading import Thread
 import torch
 
 from smi.console import print_table
+from smi.datasets import VARIABLES
 from smi.errors import InputError, RunError
 from smi.files import write_json
+from smi.inversion.methods import REAL
 
 from ..measuring.record import append, environment, results_file
-from .columns import COLUMNS, HEADINGS, JUDGED_COLUMNS, LONGEST_FIRST, ROWS, STUDENTS, UNITS
+from .columns import COLUMNS, DEFAULT_COLUMNS, HEADINGS, HOW, IMAGENET_COLUMNS, JUDGED_COLUMNS, LONGEST_FIRST, ROWS, STUDENTS, UNITS
+from .compare import interval, paired
 from .config import Config, make_config
 from .floors import failures
 from .one_method_and_seed import find_out, read_columns
@@ -98,7 +103,24 @@ def collect(folder: Path, seeds: int, rows: list[str]) -> list[dict]:
     for row in found:
         if None not in dense and "seconds" in row and ROWS[row["method"]].optimised:
             row["speedup"] = [of_dense / mine for of_dense, mine in zip(dense, row["seconds"], strict=True)]
+    for row in found:
+        row.update(compared(folder, row["method"], seeds))
     return found
+
+
+def compared(folder: Path, row: str, seeds: int) -> dict:
+    """Intervals of a row's accuracies, and its differences to the row of real images, over all seeds."""
+    mine, real = ([read_columns(folder, name, seed) for seed in range(seeds)] for name in (row, REAL.key))
+    found: dict[str, dict] = {"interval": {}, "paired": {}}
+    for name in ("full", *HOW):
+        right, others = ([columns.get(f"{name}_right") for columns in each] for each in (mine, real))
+        if None in right:
+            continue
+        count = mine[0]["test_images"]
+        found["interval"][name] = interval(right, count)
+        if None not in others and row != REAL.key:
+            found["paired"][name] = paired(right, others, count)
+    return {name: values for name, values in found.items() if values}
 
 
 def show(config: Config, found: list[dict], seeds: int) -> None:
@@ -122,23 +144,26 @@ def as_text(name: str, values: list[float] | None) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", choices=("digits", "cifar10"), default="digits")
-    parser.add_argument("--teacher", help="folder of a trained model; the embedded teacher for digits when absent")
+    parser.add_argument("--data", choices=("digits", "cifar10", "imagenet"), default="digits")
+    parser.add_argument("--path", help="folder of ImageNet's Parquet files and teacher; SMI_IMAGENET when absent")
+    parser.add_argument("--teacher", help="folder of a trained model, or ARCHITECTURE.safetensors; that of the data when absent")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--columns", nargs="+", choices=JUDGED_COLUMNS, default=list(JUDGED_COLUMNS), help="what is found out of the images")
-    parser.add_argument("--images", type=int, default=252, help="finished images of each method (whole trajectories for v = 2, 4, 7)")
-    parser.add_argument("--iterations", type=int, default=200)
-    parser.add_argument("--engine", choices=("reference", "fused"), default="reference", help="that makes the images")
-    parser.add_argument("--batch-size", type=int, default=63, help="trajectories at a time, the same for every method")
-    parser.add_argument("--tv-weight", type=float, default=5e-3)
+    parser.add_argument("--columns", nargs="+", choices=JUDGED_COLUMNS, help="what is found out of the images; those of the data when absent")
+    parser.add_argument(
+        "--images", type=int, help="finished images of each method; 252 (whole trajectories for v = 2, 4, 7), 32 of ImageNet when absent"
+    )
+    parser.add_argument("--iterations", type=int, help="200, 20 of ImageNet when absent")
+    parser.add_argument("--engine", choices=("reference", "fused"), help="that makes the images; reference, fused for ImageNet when absent")
+    parser.add_argument("--batch-size", type=int, help="trajectories at a time, the same for every method; 63, 32 of ImageNet when absent")
+    parser.add_argument("--tv-weight", type=float, help="5e-3, 1e-4 of ImageNet when absent")
     parser.add_argument("--copy-steps", type=int, default=400)
     parser.add_argument("--small-steps", type=int, default=2000)
     parser.add_argument("--trunk-steps", type=int, default=200)
     parser.add_argument("--trunk-learning", type=int, default=600)
     parser.add_argument("--fresh-blocks", type=int, help="last blocks of the copy that are re-initialised")
     parser.add_argument("--student-batch", type=int, default=32)
-    parser.add_argument("--test-images", type=int, help="real test images; all of digits, 2000 of CIFAR-10 when absent")
+    parser.add_argument("--test-images", type=int, help="real test images; all, 2000 of CIFAR-10 when absent")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--jobs", type=int, default=min(8, os.cpu_count() or 1), help="processes side by side; the cores, at most 8, when absent")
     parser.add_argument("--folder", type=Path, help="out/evidence/<data> when absent")
@@ -157,9 +182,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _main(given: argparse.Namespace) -> int:
-    config, folder = make_config(given), given.folder or FOLDER / given.data
+    if given.path is not None:
+        os.environ[VARIABLES["imagenet"]] = given.path  # which the processes beside this one inherit
+    config = make_config(given)
+    folder = given.folder or FOLDER / (f"imagenet-{config.iterations}" if given.data == "imagenet" else given.data)
+    columns = given.columns or (IMAGENET_COLUMNS if given.data == "imagenet" else DEFAULT_COLUMNS)
     unmixed = open_folder(folder, config, given.force)
-    run(config, folder, given.seeds, given.rows, given.columns, given.jobs)
+    run(config, folder, given.seeds, given.rows, list(columns), given.jobs)
     found = collect(folder, given.seeds, given.rows)
     show(config, found, given.seeds)
     if unmixed and not given.no_append:

@@ -1,6 +1,7 @@
 """The teacher, and real images as it takes them; loaded once in a process."""
 
 from functools import cache
+from pathlib import Path
 
 from torch import Tensor, nn
 
@@ -12,7 +13,8 @@ from .config import Config
 
 @cache
 def teacher_of(name: str) -> nn.Module:
-    return load_model(name)
+    """A model by its name or folder; a .safetensors file holds weights of the architecture that it is named after."""
+    return load_model(Path(name).stem, checkpoint=name) if name.endswith(".safetensors") else load_model(name)
 
 
 @cache

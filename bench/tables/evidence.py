@@ -4,12 +4,14 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from smi.inversion.methods import GAUSSIAN, JUDGED, PSAQ, REAL
+from smi.report.published import QUANTISED as PUBLISHED_TOP1_OF
 
-from ..evidence.columns import HEADINGS, QUANTISED
+from ..evidence.columns import DEFAULT_COLUMNS, HEADINGS, PUBLISHED_QUANTISED, QUANTISED
 from .rows import Measurement, current
 from .table import Layout, Table, three_digits
 
 TITLES = {method.key: method.title for method in JUDGED}
+PUBLISHED_TOP1 = PUBLISHED_TOP1_OF["DeiT-Tiny"]
 CONTROLS = (GAUSSIAN.key, PSAQ.key, REAL.key)  # which do not depend on the weight of total variation
 Cell = Callable[[list[float]], str]
 
@@ -47,7 +49,8 @@ STUDENTS: dict[str, tuple[str, Cell]] = {name: (name, of_images) for name in ("c
 DIGITS = {**COST, "teacher agrees": ("agreement", of_images), "W4/A8": ("w4a8", mean_of_images), "W4/A3": ("w4a3", of_images), **STUDENTS}
 CIFAR10 = {name: column for name, column in DIGITS.items() if name not in ("small", "trunk")} | {"core-seconds": ("seconds", whole_seconds)}
 OTHER_WEIGHT = {"agrees, a_tv {}": "agreement", "W4/A3, {}": "w4a3", "copy, {}": "copy"}
-EVERY = {**COST, "teacher agrees": DIGITS["teacher agrees"], **{HEADINGS[name]: (name, of_images) for name in ("full", *QUANTISED)}, **STUDENTS}
+EVERY = {name: column for name, column in DIGITS.items() if name not in ("W4/A8", "W4/A3", *STUDENTS)}
+EVERY |= {HEADINGS[name]: (name, of_images) for name in DEFAULT_COLUMNS if name not in ("agreement", *STUDENTS)} | STUDENTS
 
 
 def cells(row: dict, columns: dict[str, tuple[str, Cell]]) -> list[str]:
@@ -97,5 +100,71 @@ def _short(weight: float) -> str:
 
 
 def every(rows: Sequence[dict]) -> list[Table]:
-    """All columns of all evidence."""
-    return EVIDENCE.tables(current(rows, "evidence"))
+    """All columns of all evidence but that of ImageNet, whose tables show all of it."""
+    return EVIDENCE.tables(found for found in current(rows, "evidence") if found.about["config"]["data"] != "imagenet")
+
+
+# ImageNet: under both recipes, with intervals over the test images
+
+
+def imagenet(rows: Sequence[dict]) -> list[Table]:
+    """Cost and accuracies with their 95 % intervals, one table for each number of iterations."""
+    return [_imagenet(found, _accuracy, IMAGENET_COST) for found in _imagenets(rows)]
+
+
+def imagenet_paired(rows: Sequence[dict]) -> list[Table]:
+    """Accuracy minus that of the row of real images, with its 95 % interval and p-value, image by image."""
+    return [_imagenet(found, _difference, {}, without=REAL.key) for found in _imagenets(rows)]
+
+
+def imagenet_published(rows: Sequence[dict]) -> list[Table]:
+    """Differences to full precision, the SMI paper's DeiT-Tiny beside ours."""
+    return [_beside_published(found) for found in _imagenets(rows)]
+
+
+IMAGENET_COST: dict[str, tuple[str, Cell]] = {"core-seconds": ("seconds", whole_seconds), "over dense": COST["over dense"]}
+IMAGENET_COST["teacher agrees"] = ("agreement", mean_of_images)
+ON_IMAGENET = [name for recipe in (PUBLISHED_QUANTISED, QUANTISED) for name in recipe]
+
+
+def _imagenets(rows: Sequence[dict]) -> list[Measurement]:
+    return sorted(_of(rows, "imagenet"), key=lambda found: found.about["config"]["iterations"])
+
+
+def _imagenet(found: Measurement, cell: Callable[[dict, str], str], cost: dict[str, tuple[str, Cell]], without: str | None = None) -> Table:
+    """A line for each method; columns that no row has are left out."""
+    named = [name for name in ON_IMAGENET if any(cell(row, name) for row in found.rows)]
+    lines = [
+        [TITLES[row["method"]], *cells(row, cost), *(cell(row, name) for name in named)] for row in found.rows if row["method"] != without
+    ]  # fmt: skip
+    about = found.about["config"]
+    title = f"{about['iterations']} iterations, {about['images']} images, {_seeds(found)}, full precision {_accuracy(found.about, 'full')}"
+    return Table(["images", *cost, *(HEADINGS[name] for name in named)], lines, found.rows, title)
+
+
+def _seeds(found: Measurement) -> str:
+    count = len(found.about["full"])
+    return f"{count} seed" if count == 1 else f"{count} seeds"
+
+
+def _accuracy(row: dict, name: str) -> str:
+    return f"{mean_of_images(row[name])} ± {100 * row['interval'][name]:.1f}" if name in row else ""
+
+
+def _difference(row: dict, name: str) -> str:
+    if name not in row.get("paired", {}):
+        return ""
+    difference, half, p = row["paired"][name]
+    return f"{100 * difference:+.1f} ± {100 * half:.1f} (p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+
+
+def _beside_published(found: Measurement) -> Table:
+    full, lines = PUBLISHED_TOP1["full"], []
+    for row in found.rows:
+        theirs, line = PUBLISHED_TOP1.get(row["method"]), [TITLES[row["method"]]]
+        for i, name in ((1, "published_w8a8"), (0, "published_w4a8")):
+            line.append("" if theirs is None else f"{theirs[i] - full[i]:+.1f}")
+            line.append(f"{100 * (statistics.mean(row[name]) - statistics.mean(row['full'])):+.1f}" if name in row else "")
+        lines.append(line)
+    columns = ["images", "W8/A8, paper", "W8/A8, ours", "W4/A8, paper", "W4/A8, ours"]
+    return Table(columns, lines, found.rows, f"{found.about['config']['iterations']} iterations")

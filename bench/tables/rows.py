@@ -16,7 +16,9 @@ SUBJECTS: dict[str, Callable[[dict], tuple]] = {
     "memory": lambda row: (row["case"],),
     "case": lambda row: (row["operation"], row["case"], row["dtype"]),
     "verdict": lambda row: tuple(row[name] for name in Key._fields),
-    "evidence": lambda row: (row["config"]["data"], row["config"]["tv_weight"]),
+    "evidence": lambda row: tuple(
+        row["config"][name] for name in ("data", "tv_weight", *(["iterations"] if row["config"]["data"] == "imagenet" else []))
+    ),
     "int8": lambda row: (row["model"], row["batch"]),
     "agreement": lambda row: (row["method"],),
     "cpu_attention": lambda row: tuple(row[key] for key in ("tokens", "width", "heads", "batch", "dtype", "threads")),

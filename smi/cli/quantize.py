@@ -16,6 +16,7 @@ from ..models.by_name import load_model
 from ..models.vit import describe
 from ..quantization.int8 import products_saturate
 from ..quantization.model import Images, accuracy
+from ..quantization.recipe import LINEAR_INPUTS
 from ..quantization.simulate import quantize
 from .options import AS_JSON, FORCE, MODEL, PATH, WEIGHTS, options
 
@@ -23,6 +24,7 @@ from .options import AS_JSON, FORCE, MODEL, PATH, WEIGHTS, options
 @click.command("quantize")
 @options(
     click.option("--images", required=True, help="A folder of sparse images; or digits, cifar10 or a path: real ones of the training split."),
+    click.option("--recipe", default=LINEAR_INPUTS, help="Which activations: linear-inputs, or published (the residual stream too)."),
     click.option("--w-bits", "weight_bits", default=8, help="Bits of the weights, 2 to 8."),
     click.option("--a-bits", "activation_bits", default=8, help="Bits of the activations, 2 to 8."),
     click.option("--eval", "evaluation", help="Real images on which accuracy is measured: digits, cifar10 or a path."),
@@ -69,7 +71,8 @@ def run_quantize(
     simulated = quantize(model, given, **recipe)
     widths = simulated.facts.recipe
     int8 = simulated.int8() if (widths.weight_bits, widths.activation_bits, widths.attention) == (8, 8, False) else None
-    result = {"model": simulated.facts.name, "widths": str(widths), "calibration_images": len(given), "images": images}
+    about = {"recipe": widths.name, "widths": str(widths), "calibration_images": len(given), "images": images}
+    result = {"model": simulated.facts.name, **about}
     if real is not None:
         rows = {"full_precision": model, "simulated": simulated, **({} if int8 is None else {"int8": int8})}
         accuracies = {name: accuracy(part, *real) for name, part in rows.items()}
@@ -100,7 +103,7 @@ def _are_sparse(source: str) -> bool:
 def print_quantized(result: dict) -> None:
     if "evaluation" in result:
         measured = result["evaluation"]
-        print(f"{result['model']}, {result['widths']}, calibrated with {result['calibration_images']} images")
+        print(f"{result['model']}, {result['widths']}, recipe {result['recipe']}, calibrated with {result['calibration_images']} images")
         cells = [(name.replace("_", " "), f"{measured[name]:.2%}") for name in ("full_precision", "simulated", "int8") if name in measured]
         print_table(f"{measured['images']} of {measured['data']}", ("model", "accuracy"), cells, wrap=True)
     else:

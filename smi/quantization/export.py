@@ -28,8 +28,8 @@ def describe_for(model: nn.Module, images: Any = None) -> ViT:
 class Tokens(nn.Module):
     """Logits of a timm ViT on patches [B, n, C, p, p] that lie at cells index [B, n]; its own modules, copied."""
 
-    prefix: Tensor
-    position: Tensor | None
+    prefix: Tensor  # [P, d], without position embeddings
+    positions: Tensor | None  # [P + N, d]
 
     def __init__(self, model: nn.Module, fused_attention: bool = True):
         super().__init__()
@@ -41,8 +41,9 @@ class Tokens(nn.Module):
             if vit.embed.bias is not None:
                 self.embed.bias.copy_(vit.embed.bias)
         self.embed.requires_grad_(False)
-        self.register_buffer("prefix", vit.prefix.clone())
-        self.register_buffer("position", None if vit.position is None else vit.position.clone())
+        prefix, positions = _raw_tokens(trunk, vit)
+        self.register_buffer("prefix", prefix)
+        self.register_buffer("positions", positions)
         self.norm_pre, self.blocks, self.norm = trunk.norm_pre, trunk.blocks, trunk.norm
         self.fc_norm = nn.Identity() if vit.fc_norm is None else trunk.fc_norm
         self.heads = nn.ModuleList([trunk.head, *([trunk.head_dist] if len(vit.heads) > 1 else [])])
@@ -52,15 +53,29 @@ class Tokens(nn.Module):
 
     def forward(self, patches: Tensor, index: Tensor) -> Tensor:
         x = self.embed(patches.flatten(2))
-        if self.position is not None:
-            x = x + F.embedding(index, self.position)
-        x = self.norm_pre(torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1))
+        x = torch.cat([self.prefix.expand(x.shape[0], -1, -1), x], dim=1)
+        if self.positions is not None:
+            first = torch.arange(len(self.prefix), device=index.device).expand(index.shape[0], -1)
+            x = x + F.embedding(torch.cat([first, index + len(self.prefix)], dim=1), self.positions)
+        x = self.norm_pre(x)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
         read = [x[:, len(self.prefix) :].mean(1)] if self.pool == "avg" else [x[:, i] for i in range(len(self.heads))]
         logits = [head(self.fc_norm(token)) for token, head in zip(read, self.heads, strict=True)]
         return torch.stack(logits).mean(0) if len(logits) > 1 else logits[0]
+
+
+def _raw_tokens(trunk: Any, vit: ViT) -> tuple[Tensor, Tensor | None]:
+    """Prefix tokens [P, d] without position embeddings, and the position embeddings [P + N, d] of prefix tokens and cells; copies."""
+    tokens = [getattr(trunk, name, None) for name in ("cls_token", "dist_token", "reg_token")]
+    prefix = torch.cat([token.detach()[0] for token in tokens if token is not None])
+    if vit.position is None:
+        return prefix, None
+    position = trunk.pos_embed.detach()[0]
+    if len(position) == len(vit.position):  # the prefix tokens have none
+        position = torch.cat([torch.zeros_like(prefix), position])
+    return prefix, position.clone()
 
 
 def example(facts: Facts, device: torch.device) -> tuple[Tensor, Tensor]:

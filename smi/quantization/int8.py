@@ -1,6 +1,7 @@
-"""A W8/A8 ViT that multiplies integers on the CPU: oneDNN's int8 linear layers, with codes and scales from the calibration.
+"""A quantised ViT that multiplies integers on the CPU: oneDNN's int8 linear layers, with codes and scales from the calibration.
 
-Between linear layers (LayerNorm, attention, residuals) it computes in float32, as the simulation does.
+Codes of fewer than eight bits are held in eight. Between linear layers (LayerNorm, attention, residuals) it computes in float32, as the
+simulation does.
 """
 
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
@@ -20,9 +22,7 @@ POST_GELU = {"gelu": "none", "gelu_tanh": "tanh"}  # activations that oneDNN app
 
 
 def can_int8(recipe: Recipe) -> None:
-    """Raise InputError where there is no integer model of these widths."""
-    if (recipe.weight_bits, recipe.activation_bits) != (8, 8):
-        raise InputError(f"an int8 model needs 8 bits for weights and activations, this one is {recipe}: only the simulation has other widths")
+    """Raise InputError where there is no integer model of this recipe."""
     if recipe.attention:
         raise InputError("an int8 model keeps attention's two GEMMs in float32: quantise with attention=False")
 
@@ -40,32 +40,35 @@ def products_saturate() -> bool:
 class Int8Linear(QuantizedLinear):
     """A linear layer of integers, on the CPU."""
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor], settings: tuple[float, int], recipe: Recipe):
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], settings: tuple[float, int] | None, recipe: Recipe):
         super().__init__(name, tensors, settings, recipe)
+        self.wide = recipe.weight_bits == 8
         self._packed: tuple[Tensor, Tensor, Tensor] | None = None
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """Codes as oneDNN lays them out, scales and zero points of the output channels; made when they are first needed."""
         if self._packed is None:
             codes, scales = self.codes, self.scales
-            if products_saturate():  # seven bits and a sign of the weights are exact everywhere
+            if self.wide and products_saturate():  # seven bits and a sign of the weights are exact everywhere
                 codes, scales = torch.round(codes.float() * (SAFE / 127)).to(torch.int8), scales * (127 / SAFE)
             self._packed = torch.ops.onednn.qlinear_prepack(codes, None), scales, torch.zeros(len(scales), dtype=torch.int64)
         return self._packed
 
     def quantise(self, x: Tensor) -> Tensor:
         """The codes uint8 [..., in] of an input float32 [..., in]."""
-        coded = torch.quantize_per_tensor(x.contiguous(), self.input_scale.item(), int(self.input_zero.item()), torch.quint8)
-        return torch.empty(0, dtype=torch.uint8).set_(coded.untyped_storage(), coded.storage_offset(), coded.shape, coded.stride())
+        return self.coded(x)[1]
 
     def multiply(self, codes: Tensor, then: "Int8Linear | None" = None, post: tuple[str, str] = ("none", "")) -> Tensor:
         """post(linear) of the input's codes [..., in]: float32 [..., out], or the codes that `then` takes."""
         scale, zero, dtype = (1.0, 0, torch.float32) if then is None else (then.input_scale.item(), int(then.input_zero.item()), torch.uint8)
         packed, scales, zeros = self._weights()
         mine = self.input_scale.item(), int(self.input_zero.item())
-        return torch.ops.onednn.qlinear_pointwise(codes, *mine, packed, scales, zeros, self.bias, scale, zero, dtype, post[0], [], post[1])
+        made = torch.ops.onednn.qlinear_pointwise(codes, *mine, packed, scales, zeros, self.bias, scale, zero, dtype, post[0], [], post[1])
+        return made if then is None or then.most == 255 else made.clamp_(max=then.most)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.in_float:
+            return F.linear(x, self.codes.float() * self.scales[:, None], self.bias)
         return self.multiply(self.quantise(x))
 
     def __getstate__(self) -> dict[str, Any]:

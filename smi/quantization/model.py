@@ -11,10 +11,11 @@ from ..errors import InputError
 from ..images.patches import to_patches
 from ..images.sparse_images import SparseImages, check_labels
 from ..models.vit import ViT
-from ..plain import real, several, whole, word
+from ..plain import flag, real, several, whole, word
 from .recipe import Recipe
 
 Images = Tensor | SparseImages | tuple[Tensor, Tensor]
+BLOCK_POINTS = ("attn.qkv_output", "attn.scores", "attn.proj_output", "attn_sum", "mlp.fc2_output", "mlp_sum")  # of the published recipe
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu")  # names of kernels.linear_gelu
 
 
@@ -61,6 +62,19 @@ class Facts:
         blocks = range(self.architecture["depth"]) if self.recipe.attention else ()
         return [f"blocks.{i}.attn.{operand}" for i in blocks for operand in ("query", "key", "weights", "value")]
 
+    def points(self) -> list[str]:
+        """Names of the activations, beside linear layers' inputs, that the published recipe quantises, where the model has them; none in others."""
+        if not self.recipe.published:
+            return []
+        first = ["tokens", *(["positions", "embedded"] if self.architecture["position"] else [])]
+        first += ["norm_pre_output"] if "norm_pre" in self.architecture["eps"] else []
+        inner = [f"blocks.{i}.{point}" for i in range(self.architecture["depth"]) for point in BLOCK_POINTS]
+        return [*first, *inner, *(f"head_outputs.{i}" for i in range(self.architecture["heads"]))]
+
+    def activations(self) -> list[str]:
+        """Names of all quantised activations; that of a linear layer stands for its input. The published recipe leaves the image in float."""
+        return [*self.linears()[self.recipe.published :], *self.operands(), *self.points()]
+
     def of_block(self, name: str, i: int) -> Any:
         """A fact of block i: one for all blocks, or a list of one for each."""
         fact = self.architecture[name]
@@ -79,6 +93,7 @@ def _architecture(vit: ViT) -> dict:
         "prefix": vit.num_prefix,
         "heads": len(vit.heads),
         "pool": vit.pool,
+        "position": vit.position is not None,
         "activation": vit.activation,
         "eps": {name: norm.eps for name, norm in norms.items() if norm is not None},
     }
@@ -92,6 +107,7 @@ def _checked_architecture(about: dict) -> dict:
         fact = about[name]
         checked[name] = list(several(take, depth)(name, fact)) if isinstance(fact, list) else take(name, fact)
     checked |= {name: whole(1)(name, about[name]) for name in ("prefix", "heads")}
+    checked["position"] = flag("position", about.get("position", True))  # not in the files of version 0.1.0
     if checked["pool"] not in ("token", "avg") or checked["heads"] > min(2, checked["prefix"]):
         raise InputError(f"a pooling '{checked['pool']}' with {checked['heads']} heads is not known")
     return checked
@@ -102,7 +118,7 @@ def check_tensors(facts: Facts, tensors: Mapping[str, Tensor], inputs: Mapping[s
     depth, cells = facts.architecture["depth"], facts.grid[0] * facts.grid[1]
     if 4 * depth > len(tensors):  # before anything is made for every block
         raise InputError(f"there are tensors for fewer than {depth} blocks")
-    if inputs.keys() != {*facts.linears(), *facts.operands()}:
+    if inputs.keys() != set(facts.activations()):
         raise InputError("the quantised activations are not those of the recipe")
     shape = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     prefix, d = shape.get("prefix", (0, 0))
@@ -120,7 +136,9 @@ def check_tensors(facts: Facts, tensors: Mapping[str, Tensor], inputs: Mapping[s
     codes = {f"{name}.codes": wanted.pop(name) for name in facts.linears()}
     needed = {**wanted, **codes, **{f"{name}.scales": codes[f"{name}.codes"][:1] for name in facts.linears()}}
     needed |= {f"{name}.weight": size for name, size in norms.items()}
-    optional = {"position": (cells, d), **{f"blocks.{i}.{scale}.gamma": (d,) for i in range(depth) for scale in ("ls1", "ls2")}}
+    position = {"prefix_position": (facts.architecture["prefix"], d), "position": (cells, d)} if facts.architecture["position"] else {}
+    needed |= position if facts.recipe.published else {}
+    optional = {**position, **{f"blocks.{i}.{scale}.gamma": (d,) for i in range(depth) for scale in ("ls1", "ls2")}}
     optional |= {f"{name}.bias": size for name, size in norms.items()} | {f"{name}.bias": codes[f"{name}.codes"][:1] for name in facts.linears()}
     for name in needed.keys() | shape.keys():
         if shape.get(name) != {**optional, **needed}.get(name):
@@ -173,6 +191,11 @@ def batches(patches: Tensor, index: Tensor, size: int, device: torch.device) -> 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64) -> float:
     """Fraction of normalised images [N, C, H, W] that a model, quantised or not, assigns to their labels [N]."""
+    return recognised(model, images, labels, batch_size).sum().item() / len(images)
+
+
+def recognised(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 64) -> Tensor:
+    """bool [N], on the CPU: which images a model assigns to their labels, as `accuracy` counts them."""
     if not len(images) or len(images) != len(labels):
         raise InputError(f"an evaluation needs images and one label for each, got {len(images)} images and {len(labels)} labels")
     check_labels("labels", labels)
@@ -180,7 +203,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     with torch.no_grad():
         right = [
-            (model(some.to(device)).argmax(1).cpu() == wanted).sum().item()
+            model(some.to(device)).argmax(1).cpu() == wanted.cpu()
             for some, wanted in zip(images.split(batch_size), labels.split(batch_size), strict=True)
         ]
-    return sum(right) / len(images)
+    return torch.cat(right)

@@ -26,22 +26,41 @@ FUNCTIONS = {
 
 
 class Codes(nn.Module):
-    """The scale float32 [] and the zero point int32 [] of an activation's codes, 0 to 2^bits - 1."""
+    """The scale float32 [] and the zero point int32 [] of an activation's codes, 0 to 2^bits - 1; None for one that stays in float."""
 
     input_scale: Tensor
     input_zero: Tensor
 
-    def __init__(self, name: str, settings: tuple[float, int], recipe: Recipe):
+    def __init__(self, name: str, settings: tuple[float, int] | None, recipe: Recipe):
         super().__init__()
-        (scale, zero), self.most = settings, 2**recipe.activation_bits - 1
+        self.most = 2**recipe.activation_bits - 1
+        if settings is None:
+            self.register_buffer("input_scale", None)
+            self.register_buffer("input_zero", None)
+            return
+        scale, zero = settings
         if not (0 < scale < math.inf and 0 <= zero <= self.most):
             raise InputError(f"{name} needs a positive scale and a zero point from 0 to {self.most}, got {scale} and {zero}")
         self.register_buffer("input_scale", torch.tensor(scale, dtype=torch.float32))
         self.register_buffer("input_zero", torch.tensor(zero, dtype=torch.int32))
 
+    @property
+    def in_float(self) -> bool:
+        return self.input_scale is None
+
     def simulated(self, x: Tensor) -> Tensor:
-        """x as its codes tell it."""
-        return torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero, 0, self.most)
+        """x as its codes tell it; x itself where it stays in float."""
+        if self.in_float:
+            return x
+        if x.is_cuda:
+            return torch.fake_quantize_per_tensor_affine(x, self.input_scale, self.input_zero, 0, self.most)
+        return self.coded(x)[0].dequantize()  # on the CPU 20 times as fast as fake_quantize, which also makes a mask
+
+    def coded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x [...] on the CPU as PyTorch's quantised tensor, and its codes uint8 [...] in the same memory."""
+        coded = torch.quantize_per_tensor(x.contiguous(), self.input_scale.item(), int(self.input_zero.item()), torch.quint8)
+        codes = torch.empty(0, dtype=torch.uint8).set_(coded.untyped_storage(), coded.storage_offset(), coded.shape, coded.stride())
+        return coded, codes.clamp_(max=self.most) if self.most < 255 else codes
 
 
 class QuantizedLinear(Codes):
@@ -51,12 +70,12 @@ class QuantizedLinear(Codes):
     scales: Tensor
     bias: Tensor | None
 
-    def __init__(self, name: str, tensors: Mapping[str, Tensor], settings: tuple[float, int], recipe: Recipe):
+    def __init__(self, name: str, tensors: Mapping[str, Tensor], settings: tuple[float, int] | None, recipe: Recipe):
         super().__init__(name, settings, recipe)
         codes, scales, bias = tensors[f"{name}.codes"], tensors[f"{name}.scales"], tensors.get(f"{name}.bias")
-        most = 2 ** (recipe.weight_bits - 1) - 1
-        if codes.dtype != torch.int8 or codes.ndim != 2 or int(codes.min()) < -most or int(codes.max()) > most:
-            raise InputError(f"{name} needs int8 codes [out, in] from {-most} to {most}")
+        least, most = recipe.weight_codes
+        if codes.dtype != torch.int8 or codes.ndim != 2 or int(codes.min()) < least or int(codes.max()) > most:
+            raise InputError(f"{name} needs int8 codes [out, in] from {least} to {most}")
         for each in (scales, bias) if bias is not None else (scales,):
             if each.shape != codes.shape[:1] or each.dtype != torch.float32 or not torch.isfinite(each).all():
                 raise InputError(f"{name} needs scales and a bias of finite float32 [{len(codes)}]")
@@ -81,14 +100,15 @@ class QuantizedViT(nn.Module):
 
     def __init__(self, facts: Facts, tensors: Mapping[str, Tensor], inputs: Mapping[str, tuple[float, int]]):
         """tensors: per linear layer `.codes` int8, `.scales` and `.bias`, everything else as in the float model. inputs: scale and zero point of each
-        linear layer's input, and of attention's operands where they are quantised. Raises InputError where they do not fit one another."""
+        quantised activation (`Facts.activations`). Raises InputError where they do not fit one another."""
         super().__init__()
         check_tensors(facts, tensors, inputs)
         self.facts = facts
-        for name, settings in inputs.items():
-            linear = f"{name}.codes" in tensors
-            _put(self, name, self.LINEAR(name, tensors, settings, facts.recipe) if linear else Codes(name, settings, facts.recipe))
-        taken = {f"{name}.{part}" for name in inputs for part in ("codes", "scales", "bias")}
+        for name in facts.linears():
+            _put(self, name, self.LINEAR(name, tensors, inputs.get(name), facts.recipe))
+        for name in (*facts.operands(), *facts.points()):
+            _put(self, name, Codes(name, inputs[name], facts.recipe))
+        taken = {f"{name}.{part}" for name in facts.linears() for part in ("codes", "scales", "bias")}
         for name in tensors.keys() - taken:
             _put(self, name, nn.Parameter(tensors[name].contiguous(), requires_grad=False))
 
@@ -105,28 +125,43 @@ class QuantizedViT(nn.Module):
     @torch.no_grad()
     def logits(self, patches: Tensor, index: Tensor) -> Tensor:
         """Logits [B, classes] of patches [B, n, C, p, p] at cells index int64 [B, n]."""
-        a, position = self.facts.architecture, self._held("position")
+        a = self.facts.architecture
         x = self._linear("embed", patches.to(self.device, torch.float32).flatten(2))
-        if position is not None:
-            x = x + F.embedding(index.to(self.device), position)
-        x = self._norm("norm_pre", torch.cat([self._tensor("prefix").expand(len(x), -1, -1), x], dim=1))
+        x = self._point("tokens", torch.cat([self._tensor("prefix").expand(len(x), -1, -1), x], dim=1))
+        if self._held("position") is not None:
+            x = self._point("embedded", x + self._positions(index.to(self.device)))
+        x = self._point("norm_pre_output", self._norm("norm_pre", x))
         for i in range(a["depth"]):
             x = self._block(i, x)
         x = self._norm("norm", x)
         read = [x[:, a["prefix"] :].mean(1)] if a["pool"] == "avg" else [x[:, i] for i in range(a["heads"])]
-        logits = [self._linear(f"heads.{i}", self._norm("fc_norm", token)) for i, token in enumerate(read)]
+        logits = [self._point(f"head_outputs.{i}", self._linear(f"heads.{i}", self._norm("fc_norm", token))) for i, token in enumerate(read)]
         return torch.stack(logits).mean(0)
+
+    def _positions(self, index: Tensor) -> Tensor:
+        """Position embeddings [B, prefix + n, d] of the prefix tokens and of cells index [B, n]."""
+        prefix, cells = self._tensor("prefix"), self._tensor("position")
+        mine = self._held("prefix_position")  # None in files of version 0.1.0, whose prefix holds its position
+        table = self._point("positions", torch.cat([torch.zeros_like(prefix) if mine is None else mine, cells]))
+        first = torch.arange(len(prefix), device=index.device).expand(len(index), -1)
+        return F.embedding(torch.cat([first, index + len(prefix)], dim=1), table)
 
     def _block(self, i: int, x: Tensor) -> Tensor:
         name = f"blocks.{i}"
-        qkv = self._linear(f"{name}.attn.qkv", self._norm(f"{name}.norm1", x)).unflatten(-1, (3, self.facts.of_block("num_heads", i), -1))
+        qkv = self._linear(f"{name}.attn.qkv", self._norm(f"{name}.norm1", x))
+        qkv = self._point(f"{name}.attn.qkv_output", qkv).unflatten(-1, (3, self.facts.of_block("num_heads", i), -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attended = self._attend(name, self._norm(f"{name}.attn.q_norm", q), self._norm(f"{name}.attn.k_norm", k), v)
-        x = x + self._scaled(f"{name}.ls1", self._linear(f"{name}.attn.proj", attended.transpose(1, 2).flatten(2)))
-        return x + self._scaled(f"{name}.ls2", self._mlp(name, self._norm(f"{name}.norm2", x), self.facts.of_block("activation", i)))
+        projected = self._point(f"{name}.attn.proj_output", self._linear(f"{name}.attn.proj", attended.transpose(1, 2).flatten(2)))
+        x = self._point(f"{name}.attn_sum", x + self._scaled(f"{name}.ls1", projected))
+        fed = self._point(f"{name}.mlp.fc2_output", self._mlp(name, self._norm(f"{name}.norm2", x), self.facts.of_block("activation", i)))
+        return self._point(f"{name}.mlp_sum", x + self._scaled(f"{name}.ls2", fed))
 
     def _attend(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention [B, H, T, D] of q, k and v [B, H, T, D]."""
+        if self.facts.recipe.published:
+            scores = self._point(f"{name}.attn.scores", (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1))
+            return scores.softmax(-1) @ v
         if not self.facts.recipe.attention:
             return F.scaled_dot_product_attention(q, k, v)
         query, key, weights, value = (self._held(f"{name}.attn.{part}") for part in ("query", "key", "weights", "value"))
@@ -138,6 +173,11 @@ class QuantizedViT(nn.Module):
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return self._held(name)(x)
+
+    def _point(self, name: str, x: Tensor) -> Tensor:
+        """x as the codes of that name tell it; x itself where the recipe has no such point."""
+        codes = self._held(name)
+        return x if codes is None else codes.simulated(x)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
         weight = self._held(f"{name}.weight")
@@ -164,7 +204,7 @@ class QuantizedViT(nn.Module):
 
     def inputs(self) -> dict[str, tuple[float, int]]:
         """Scale and zero point of every quantised activation, as the constructor takes them."""
-        codes = ((name, part) for name, part in self.named_modules() if isinstance(part, Codes))
+        codes = ((name, part) for name, part in self.named_modules() if isinstance(part, Codes) and not part.in_float)
         return {name: (part.input_scale.item(), int(part.input_zero.item())) for name, part in codes}
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:

@@ -9,9 +9,18 @@ from torchao.quantization.pt2e.observer import HistogramObserver, MinMaxObserver
 from torchao.quantization.pt2e.quantizer import QuantizationAnnotation, QuantizationSpec, Quantizer
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from .points import Places
 from .recipe import Recipe
 
 SHRINKS = 100  # candidate ranges of the MSE search, evenly spaced down to a hundredth of the observed range
+
+
+class PublishedObserver(MinMaxObserver):
+    """The range from the least to the greatest value seen, which need not hold zero: scale = (max - min) / (2^k - 1), zero = -round(min / scale)."""
+
+    def calculate_qparams(self) -> tuple[Tensor, Tensor]:
+        scale = torch.maximum((self.max_val - self.min_val) / (self.quant_max - self.quant_min), self.eps)
+        return scale, torch.clamp(-torch.round(self.min_val / scale), self.quant_min, self.quant_max).long()
 
 
 class PercentileObserver(HistogramObserver):
@@ -66,16 +75,16 @@ class MseWeightObserver(PerChannelMinMaxObserver):
 
 
 def weight_spec(recipe: Recipe) -> QuantizationSpec:
-    """Per output channel, symmetric: codes from -(2^(b-1) - 1) to 2^(b-1) - 1."""
-    most = 2 ** (recipe.weight_bits - 1) - 1
+    """Per output channel, symmetric: codes from -(2^(b-1) - 1), in the published recipe -2^(b-1), to 2^(b-1) - 1."""
+    least, most = recipe.weight_codes
     observer = {"minmax": PerChannelMinMaxObserver, "mse": MseWeightObserver}[recipe.weight_ranges]
-    return QuantizationSpec(torch.int8, observer, -most, most, torch.per_channel_symmetric, ch_axis=0)
+    return QuantizationSpec(torch.int8, observer, least, most, torch.per_channel_symmetric, ch_axis=0)
 
 
 def activation_spec(recipe: Recipe) -> QuantizationSpec:
     """Per tensor, asymmetric: codes from 0 to 2^b - 1."""
     observers = {
-        "minmax": MinMaxObserver,
+        "minmax": PublishedObserver if recipe.published else MinMaxObserver,
         "mse": MseObserver,
         "percentile": PercentileObserver.with_args(percentile=recipe.percentile),
     }
@@ -83,25 +92,23 @@ def activation_spec(recipe: Recipe) -> QuantizationSpec:
 
 
 class ViTQuantizer(Quantizer):
-    """Quantises weight and input of every linear layer and, where asked, both operands of attention's two GEMMs."""
+    """Quantises the weights of every linear layer, and the activations that the recipe names."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, places: Places, recipe: Recipe):
         super().__init__()
-        self.recipe = recipe
+        self.places, self.recipe = places, recipe
 
     def annotate(self, model: GraphModule) -> GraphModule:
         activation, weight = activation_spec(self.recipe), weight_spec(self.recipe)
-        for node in model.graph.nodes:
-            if node.target is torch.ops.aten.linear.default:
-                _annotate(node, {node.args[0]: activation, node.args[1]: weight})
-            elif node.target is torch.ops.aten.matmul.default:
-                _annotate(node, dict.fromkeys(node.args, activation))
+        inputs: dict[Node, dict] = {node: {node.args[1]: weight} for node in self.places.linears.values()}
+        for node, argument in self.places.inputs.values():
+            inputs.setdefault(node, {})[node.args[argument]] = activation
+        made = set(self.places.outputs.values())
+        for node in made.union(inputs):
+            output = activation if node in made else None
+            node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(inputs.get(node, {}), output, _annotated=True)
         return model
 
     def validate(self, model: GraphModule) -> None:
-        if not any(Q_ANNOTATION_KEY in node.meta for node in model.graph.nodes):
+        if not self.places.linears:
             raise ValueError("the exported graph holds no linear layer")
-
-
-def _annotate(node: Node, inputs: dict[Node, QuantizationSpec]) -> None:
-    node.meta[Q_ANNOTATION_KEY] = QuantizationAnnotation(input_qspec_map=inputs, _annotated=True)

@@ -1,9 +1,12 @@
-"""How a model is quantised: bit widths and how ranges are found."""
+"""How a model is quantised: which tensors, bit widths and how ranges are found."""
 
 from dataclasses import dataclass
 
+from ..errors import InputError
 from ..plain import flag, one_of, real, whole
 
+LINEAR_INPUTS, PUBLISHED = "linear-inputs", "published"
+RECIPES = (LINEAR_INPUTS, PUBLISHED)
 BITS = range(2, 9)  # a symmetric weight needs two bits; the codes are kept in eight
 RANGES = ("minmax", "percentile", "mse")
 WEIGHT_RANGES = ("minmax", "mse")
@@ -12,7 +15,11 @@ CALIBRATION_IMAGES = 32  # as published
 
 @dataclass(frozen=True)
 class Recipe:
-    """Weights per output channel and symmetric, activations per tensor and asymmetric, both uniform."""
+    """Weights per output channel and symmetric, activations per tensor and asymmetric, both uniform.
+
+    name: which activations. "linear-inputs": the inputs of linear layers, as hardware that multiplies integers needs them. "published": every
+    activation but the softmax's output, the residual stream included, with the formulas of PSAQ-ViT's protocol.
+    """
 
     weight_bits: int = 8
     activation_bits: int = 8
@@ -20,16 +27,32 @@ class Recipe:
     percentile: float = 99.9  # ranges="percentile": the upper end of a range; the lower is 100 minus it
     weight_ranges: str = "minmax"
     attention: bool = False  # both operands of attention's two GEMMs too
+    name: str = LINEAR_INPUTS
 
     def __post_init__(self) -> None:
         plain = {
             **{name: whole(BITS[0], BITS[-1])(name, getattr(self, name)) for name in ("weight_bits", "activation_bits")},
-            **{name: one_of(known)(name, getattr(self, name)) for name, known in (("ranges", RANGES), ("weight_ranges", WEIGHT_RANGES))},
+            **{name: one_of(known)(called, getattr(self, name)) for name, called, known in _CHOICES},
             "percentile": real("a number between 50 and 100", lambda percent: 50 < percent < 100)("percentile", self.percentile),
             "attention": flag("attention", self.attention),
         }
         for name, value in plain.items():
             object.__setattr__(self, name, value)
+        if self.attention and self.published:
+            raise InputError("the published recipe says itself what of attention is quantised: leave out attention=True")
+
+    @property
+    def published(self) -> bool:
+        return self.name == PUBLISHED
+
+    @property
+    def weight_codes(self) -> tuple[int, int]:
+        """The least and the largest code of a weight: symmetric but in the published recipe, which has one more below."""
+        most = 2 ** (self.weight_bits - 1) - 1
+        return -most - self.published, most
 
     def __str__(self) -> str:
         return f"W{self.weight_bits}/A{self.activation_bits}"
+
+
+_CHOICES = (("name", "recipe", RECIPES), ("ranges", "ranges", RANGES), ("weight_ranges", "weight_ranges", WEIGHT_RANGES))  # field, setting, values

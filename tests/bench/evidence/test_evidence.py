@@ -213,6 +213,29 @@ def test_too_few_images_for_the_trunk(tmp_path, capsys):
     assert "no image shows one of the classes 5 to 9" in capsys.readouterr().err
 
 
+def test_imagenet_that_is_not_there(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("SMI_IMAGENET", raising=False)
+    arguments = ["--data", "imagenet", "--rows", "real", "--folder", str(tmp_path), "--no-append"]
+    assert run.main(arguments) == 2
+    assert "pass its folder as --path, or set SMI_IMAGENET" in capsys.readouterr().err
+    monkeypatch.setenv("SMI_IMAGENET", "")  # set by --path, and put back when the test ends
+    assert run.main([*arguments, "--path", str(tmp_path / "no")]) == 2
+    assert "no/deit_tiny_patch16_224.safetensors" in capsys.readouterr().err
+
+
+def test_differences_to_real_images_are_of_pairs(tmp_path):
+    """On four test images and two seeds; a row that is not known for all seeds has none."""
+    for seed, bits in enumerate("73"):
+        write_columns(tmp_path, "pri4", seed, full=0.75, full_right="f", published_w8a8=0.75, published_w8a8_right=bits, test_images=4)
+        write_columns(tmp_path, "real", seed, full=0.75, full_right="f", published_w8a8=1.0, published_w8a8_right="f", test_images=4)
+    write_columns(tmp_path, "smi", 0, published_w8a8=1.0, published_w8a8_right="f", test_images=4)
+    pri, real, smi_row = run.collect(tmp_path, 2, ["pri4", "real", "smi"])
+    assert pri["paired"]["published_w8a8"][0] == pytest.approx(-3 / 8)  # of 1, 1, 1/2, 0 to 1, 1, 1, 1
+    assert pri["paired"]["full"] == (0.0, 0.0, 1.0)
+    assert "paired" not in real
+    assert "interval" not in smi_row
+
+
 def test_data_that_is_not_there(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("SMI_CIFAR10", raising=False)
     arguments = ["--data", "cifar10", "--teacher", "digits", "--rows", "real"]

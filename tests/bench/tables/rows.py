@@ -57,6 +57,14 @@ def evidence(data: str = "digits", weight: float = 5e-3, copy: float = 0.9) -> l
     return [noise, about | {"method": "smi", "seconds": [47.0, 48.0], "speedup": [3.0, 4.0], "copy": [copy, copy + 0.02]} | shares]
 
 
+def imagenet() -> list[dict]:
+    about = ABOUT | {"kind": "evidence", "time": WHEN, "config": {"data": "imagenet", "tv_weight": 1e-4, "iterations": 20, "images": 32}}
+    shares = {name: [0.75, 0.77] for name in ("agreement", "full", "published_w8a8", "w8a8")}
+    about |= {"seconds": [47.0, 48.0], "interval": dict.fromkeys(shares, 0.025), **shares}
+    smi = about | {"method": "smi", "paired": {"published_w8a8": [-0.01, 0.012, 0.1], "w8a8": [0.02, 0.01, 1e-5]}}
+    return [smi, about | {"method": "real"}]
+
+
 def int8() -> list[dict]:
     times = {"float32_seconds": 0.02, "int8_seconds": 0.01, "speedup": 2.0, "speedup_of_smallest": 1.9}
     shares = {"accuracy_float32": 0.99, "accuracy_simulated": 0.98, "accuracy_int8": 0.97, "agreement_with_simulation": 1.0}
@@ -99,5 +107,5 @@ def fuzz() -> list[dict]:
 def every() -> list[dict]:
     """Rows of every kind."""
     made = [*step(), *step(suites.PATCHES), *step(suite="scaling", depth=24), *whole("dense", 2.0, 1.0), *whole("PRI v=7", 20.0, 10.0)]
-    made += [*memory(), *operation(), *verdict(), *evidence(), *evidence("cifar10", 1e-4), *evidence("cifar10", copy=0.7)]
+    made += [*memory(), *operation(), *verdict(), *evidence(), *evidence("cifar10", 1e-4), *evidence("cifar10", copy=0.7), *imagenet()]
     return made + [*int8(), *agreement(), *cpu_attention(), *demo(), *method(), *fuzz()]
