@@ -16,6 +16,7 @@ from torch import Tensor
 from .errors import InputError
 
 MOST = 10**9  # of anything counted
+LARGEST_SIDE = 1 << 12  # pixels of an image
 Take = Callable[[str, Any], Any]  # (name, value as given) to the plain value; raises InputError
 
 

@@ -8,11 +8,13 @@
     python -m bench.gates.compiled --small         exit 1 if a kernel spills or does not fit on sm_86, sm_89 or sm_120
 
 Every Triton kernel in every tile configuration that ships (`compile_cases()` of each kernel.py) is compiled for sm_80, sm_90 and sm_100, and
-where nvcc is found csrc/cuda/*.cu for sm_80 and sm_90a: "csrc", and "cutlass", for sm_90a, where CUTLASS's headers are found too. Numbers are
-compared exactly with the compiler versions of the committed file: compile_gate.json for the Triton of constraints.txt, compile_gate_newest.json for
-the newest when it was written. With other versions the differences are only reported. Where the machine code is
-that of the file, by its digest, so are the counts of its instructions: only other code is disassembled. sm_86, sm_89 and sm_120 take the
-configurations of sm_80 in 99 KiB of shared memory: these must fit, and are not compared.
+where nvcc is found csrc/cuda/*.cu for sm_80 and sm_90a: "csrc", and "cutlass", for sm_90a, where CUTLASS's headers are found too. sm_86, sm_89 and
+sm_120 take the configurations of sm_80 in 99 KiB of shared memory: these must fit, and are not compared.
+
+Numbers are compared exactly with the compiler versions of the committed file: compile_gate.json for the Triton of constraints.txt,
+compile_gate_newest.json for the newest when it was written. With other versions the differences are only reported. The same compilers make the same
+code of the same source: of the kernels whose source the file holds `--check` compiles one in sixteen, with `--all` each. Where the machine code is
+that of the file, so are the counts of its instructions: only other code is disassembled.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
 from zlib import crc32
@@ -37,6 +40,7 @@ from . import cubin, nvcc
 COMMITTED = BASELINE / "compile_gate.json"  # of the Triton in constraints.txt; what nvcc compiles stands here alone
 NEWEST = BASELINE / "compile_gate_newest.json"  # of the newest Triton
 ARCHITECTURES = (80, 90, 100)
+SAMPLE = 16  # one of so many kernels is compiled even where the committed file holds its source
 CHEAP = ("layer_norm",)  # operations whose kernels compile in a minute
 SHARED_LIMIT = {"sm_80": 166912, "sm_90": 232448, "sm_90a": 232448, "sm_100": 232448}  # bytes that one program may use
 SHARED_LIMIT |= {f"sm_{architecture}": SMALLEST * 1024 for architecture in SMALL}
@@ -69,20 +73,26 @@ def triton_cases(only: list[str] | None, part: Part | None = None) -> list:
     return [case for case in cases if in_part(case.name, part)]
 
 
-def compile_triton(case, architecture: int, known: dict | None = None) -> dict:
-    """Facts of one kernel for one architecture. known: those of the committed file."""
+def compile_triton(case, architecture: int, known: dict | None = None, always: bool = True) -> dict:
+    """Facts of one kernel for one architecture. known: those of the committed file, which are returned where they are of this source and these
+    options; always: not even then."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     source = ASTSource(fn=case.kernel, signature=case.signature(), constexprs=case.constants, attrs=case.attributes())
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages} | ({"maxnreg": case.maxnreg} if case.maxnreg else {})
+    digest = sha256(f"{source.hash()} {sorted(options.items())}".encode()).hexdigest()[:16]
+    in_sample = sha256(f"{case.name} {architecture}".encode()).digest()[0] % SAMPLE == 0
+    if known and known.get("source") == digest and not (always or in_sample):
+        return known
     compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    return cubin.facts(compiled.asm["cubin"], known) | {"shared": compiled.metadata.shared}
+    return cubin.facts(compiled.asm["cubin"], known) | {"shared": compiled.metadata.shared, "source": digest}
 
 
 _cases: list = []  # what the worker processes, which are forks, compile by its place in this list
 _known: dict[str, dict] = {}  # the committed facts
+_always: list[bool] = [True]  # whether what they hold is compiled too
 
 
 def compile_work(work: tuple[int | Path, int | str]) -> dict[str, dict]:
@@ -91,7 +101,7 @@ def compile_work(work: tuple[int | Path, int | str]) -> dict[str, dict]:
     if isinstance(what, Path):
         return nvcc.compile_one(what, architecture, {name: on[architecture] for name, on in _known.items() if architecture in on})
     case = _cases[what]
-    return {case.name: compile_triton(case, architecture, _known.get(case.name, {}).get(f"sm_{architecture}"))}
+    return {case.name: compile_triton(case, architecture, _known.get(case.name, {}).get(f"sm_{architecture}"), _always[0])}
 
 
 def ships_for(case) -> tuple[int, ...]:
@@ -101,13 +111,14 @@ def ships_for(case) -> tuple[int, ...]:
 
 
 def compile_all(
-    cases: list, sources: list[Path], known: dict[str, dict], jobs: int | None, among: tuple[int, ...] = ARCHITECTURES
+    cases: list, sources: list[Path], known: dict[str, dict], jobs: int | None, among: tuple[int, ...] = ARCHITECTURES, always: bool = True
 ) -> dict[str, dict]:
     """{name: {architecture: facts}} of Triton cases, for architectures among some, and files of csrc, in `jobs` processes, by default one for each
     processor."""
     _cases[:] = cases
     _known.clear()
     _known.update(known)
+    _always[:] = [always]
     work: list = [(i, a) for i, case in enumerate(cases) for a in ships_for(case) if a in among]
     work += [(source, architecture) for source in sources for architecture in nvcc.architectures(source)]
     kernels: dict[str, dict] = {case.name: {} for case in cases}
@@ -135,8 +146,9 @@ def committed_for(triton: str | None) -> tuple[Path, dict]:
     return NEWEST, {"versions": committed["versions"] | newest["versions"], "kernels": newest["kernels"] | by_nvcc}
 
 
-def measure(only: list[str] | None, part: Part | None = None, committed: dict | None = None, jobs: int | None = None) -> dict:
-    """All facts: {"versions": {compiler: version}, "kernels": {name: {architecture: facts}}}. committed: earlier ones, to spare work."""
+def measure(only: list[str] | None, part: Part | None = None, committed: dict | None = None, jobs: int | None = None, always: bool = True) -> dict:
+    """All facts: {"versions": {compiler: version}, "kernels": {name: {architecture: facts}}}. committed: earlier ones, to spare work. always: compile
+    also what they hold already, by the same compilers."""
     versions, sources = cubin.compiler_versions(), []
     for group in nvcc.GROUPS:
         if only and group not in only:
@@ -146,7 +158,9 @@ def measure(only: list[str] | None, part: Part | None = None, committed: dict | 
             sources += [source for source in nvcc.sources(group) if in_part(nvcc.prefix(source), part)]
         else:
             print(f"{group} is not compiled: there is no nvcc, or there are no headers of CUTLASS")
-    kernels = compile_all(triton_cases(only, part), sources, committed["kernels"] if committed else {}, jobs)
+    known = committed or {"versions": {}, "kernels": {}}
+    always = always or any(known["versions"].get(name) != version for name, version in cubin.compiler_versions().items())
+    kernels = compile_all(triton_cases(only, part), sources, known["kernels"], jobs, always=always)
     progress("")
     return {"versions": versions, "kernels": kernels}
 
@@ -206,7 +220,7 @@ def differences(measured: dict, committed: dict, only: list[str] | None, part: P
         before, after = old.get(name, {}), new.get(name, {})
         for architecture in sorted(before.keys() | after.keys()):
             a, b = before.get(architecture, {}), after.get(architecture, {})
-            facts = sorted((a.keys() | b.keys()) - {"code"})
+            facts = sorted((a.keys() | b.keys()) - {"code", "source"})
             changed += [(name, architecture, fact, a.get(fact), b.get(fact)) for fact in facts if a.get(fact) != b.get(fact)]
     return changed
 
@@ -266,7 +280,7 @@ def check_compiled(full: bool) -> int:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     failed = False
     for what in ("--check", "--small"):
-        command = [sys.executable, "-m", "bench.gates.compiled", what, *([] if full else ["--only", *CHEAP])]
+        command = [sys.executable, "-m", "bench.gates.compiled", what, *(["--all"] if full else ["--only", *CHEAP])]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
         print(f"compile gate: {(done.stdout.strip() or done.stderr.strip()[-2000:])}")
         failed = failed or done.returncode != 0
@@ -289,6 +303,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--least", type=int, default=0, metavar="BYTES", help="of --small: what takes at least so much shared memory on sm_80")
     made.add_argument("--only", nargs="+", metavar="OPERATION", choices=(*versions.OPERATIONS, *nvcc.GROUPS), help="these, csrc, cutlass")
     made.add_argument("--part", type=part_of, metavar="I/N", help="the I-th of N parts of the configurations")
+    made.add_argument("--all", action="store_true", help="of --check: compile also what the committed file holds already, by its source")
     made.add_argument("--jobs", type=int, metavar="N", help="processes; by default one for each processor")
     return made
 
@@ -300,7 +315,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.small:
         return check_small(measure_small(options.only, options.part, options.jobs, options.least))
     path, committed = committed_for(cubin.compiler_versions()["triton"])
-    measured = measure(options.only, options.part, committed, options.jobs)
+    measured = measure(options.only, options.part, committed, options.jobs, always=options.all or not options.check)
     if options.update:
         update(measured, path, committed, options.only, options.part)
     if options.check:

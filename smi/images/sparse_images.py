@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from ..plain import path, real, scalar, several, whole
+from ..plain import LARGEST_SIDE, path, real, scalar, several, whole
 from . import storage
 from .patches import from_patches
 from .storage import TENSORS
 
 WHOLE = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+MOST_TRAJECTORIES = 1 << 31
 POSITIVE = real("a positive number", lambda value: value > 0)
 
 
@@ -61,6 +62,14 @@ class SparseImages:
             raise InputError(f"mean and std must have one value for each of {channels} channels")
         if self.index.numel() and not 0 <= int(self.index.min()) <= int(self.index.max()) < self.grid[0] * self.grid[1]:
             raise InputError(f"index must name cells of the {self.grid[0]}x{self.grid[1]} grid, 0 to {self.grid[0] * self.grid[1] - 1}")
+        if max(self.image_size) > LARGEST_SIDE:
+            raise InputError(f"an image has at most {LARGEST_SIDE} pixels along a side, a {self.grid[0]}x{self.grid[1]} grid gives {self.image_size}")
+        stages = self.grid[0] * self.grid[1] // max(1, n)
+        if m and (int(self.stage.max()) >= stages or int(self.trajectory.max()) >= MOST_TRAJECTORIES):
+            raise InputError(
+                f"stage must be below {stages}, since every stage takes {n} patches of the grid, and trajectory below 2^31: "
+                f"got {int(self.stage.max())} and {int(self.trajectory.max())}"
+            )
 
     @property
     def patch_size(self) -> int:

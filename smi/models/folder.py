@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, RunError
 from ..files import read_json, read_tensors, replace_file, write_json
-from ..plain import real, several, whole
+from ..plain import LARGEST_SIDE, real, several, whole
 from ..surroundings import seeded
 from .vit import ViT, describe_weights
 
@@ -24,7 +24,6 @@ STATISTICS = ("architecture", "mean", "std", "flip", "crop_pct", "crop_mode", "i
 NAMED_OPTIONS = {"num_classes", "in_chans", "img_size"}  # of a timm model by its name
 OPTIONS = NAMED_OPTIONS | {"patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias", "qk_norm", "init_values", "pos_embed"}
 OPTIONS |= {"no_embed_class", "reg_tokens", "pre_norm", "global_pool", "act_layer"}
-LARGEST_SIDE = 1 << 12  # pixels
 ACTIVATIONS = {"gelu": "gelu", "gelu_tanh": "gelu_tanh", "quick_gelu": "quick_gelu"}  # kernels.linear_gelu's names in timm's registry
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..surroundings import neutral
 from .files import write
 from .model import Facts, Images, as_patches, check_tensors
 from .recipe import Recipe
@@ -112,6 +113,7 @@ class QuantizedViT(nn.Module):
         for name in tensors.keys() - taken:
             _put(self, name, nn.Parameter(tensors[name].contiguous(), requires_grad=False))
 
+    @neutral(grad=False)
     def forward(self, images: Images) -> Tensor:
         """images: normalised pixels [B, C, H, W], SparseImages, or (patches [B, n, C, p, p], index int64 [B, n])."""
         patches, index = as_patches(self.facts, images)
@@ -122,7 +124,7 @@ class QuantizedViT(nn.Module):
         """Of codes and weights."""
         return self._tensor("prefix").device
 
-    @torch.no_grad()
+    @neutral(grad=False)
     def logits(self, patches: Tensor, index: Tensor) -> Tensor:
         """Logits [B, classes] of patches [B, n, C, p, p] at cells index int64 [B, n]."""
         a = self.facts.architecture

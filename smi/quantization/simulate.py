@@ -105,6 +105,7 @@ class SimulatedViT(QuantizedViT):
 
     KIND, LINEAR = "simulated", SimulatedLinear
 
+    @at_the_door
     def int8(self) -> Int8ViT:
         """The deployable model of the same codes and scales, whose linear layers multiply integers on the CPU; raises InputError where attention's
         GEMMs are quantised too."""

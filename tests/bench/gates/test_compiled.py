@@ -4,13 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 from bench.gates import compiled, cubin, nvcc
 from bench.measuring.record import ROOT
 from smi.kernels import matmul, versions
-from smi.kernels.compile_case import SMALL, SMALLEST
+from smi.kernels.compile_case import SMALL, SMALLEST, CompileCase
 
 WITH_TRITON = [operation for operation in versions.OPERATIONS if versions.exists(operation, "triton")]
 PARTS = {"attention": 8, "cls_attention": 2, "csrc": 2}  # about a minute each, so that two processes share them evenly
@@ -79,6 +81,33 @@ def test_the_committed_file_names_what_ships():
         assert {name: set(found) for name, found in committed.items() if not nvcc.group_of(name)} == wanted
     parts = [case.name for i in range(1, 9) for case in compiled.triton_cases(["attention"], (i, 8))]
     assert sorted(parts) == sorted(name for name in held if name.startswith("attention/"))
+
+
+def test_a_source_that_the_file_holds_is_not_compiled_again(monkeypatch):
+    """One in sixteen apart, which are compiled all the same."""
+    triton = pytest.importorskip("triton")
+    held = {"now": "source"}
+    monkeypatch.setattr("triton.compiler.ASTSource", lambda **kwargs: SimpleNamespace(hash=lambda: held["now"]))
+    code = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=1))
+    compilations = []
+    monkeypatch.setattr(triton, "compile", lambda *args, **kwargs: compilations.append(kwargs) or code)
+    monkeypatch.setattr(cubin, "facts", lambda binary, known: facts())
+    cases = [CompileCase(f"layer_norm/{i}", SimpleNamespace(arg_names=[]), {}, {}) for i in range(64)]
+
+    def compiled_of(known, **options):
+        compilations.clear()
+        return [compiled.compile_triton(case, 80, each, **options) for case, each in zip(cases, known, strict=True)], len(compilations)
+
+    first, count = compiled_of([None] * 64)
+    assert count == 64
+    again, count = compiled_of(first, always=False)
+    assert again == first
+    assert 0 < count < 16
+    assert compiled_of(first)[1] == 64
+    held["now"] = "another source"
+    assert compiled_of(first, always=False)[1] == 64
+    held["now"], cases = "source", [replace(case, num_warps=8) for case in cases]
+    assert compiled_of(first, always=False)[1] == 64
 
 
 @pytest.mark.parametrize("path", [compiled.COMMITTED, compiled.NEWEST], ids=lambda path: path.stem)

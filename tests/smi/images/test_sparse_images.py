@@ -108,6 +108,10 @@ def test_dataset_loads_in_batches():
         ({"patches": torch.zeros(4, 3, 2, 2)}, "patches must be"),
         ({"index": torch.zeros(4, 2)}, "index must be"),
         ({"index": torch.full((4, 3), 6)}, "cells of the 2x3 grid"),
+        ({"grid": (2, 2049)}, "at most 4096 pixels along a side"),
+        ({"stage": torch.tensor([0, 1, 2, 0])}, "stage must be below 2"),
+        ({"stage": torch.full((4,), 2**62)}, "stage must be below 2"),
+        ({"trajectory": torch.full((4,), 2**31)}, "trajectory below 2"),
     ],
 )
 def test_wrong_shapes_are_refused(change, message):
@@ -209,6 +213,7 @@ def test_a_damaged_folder(tmp_path):
         {"parts": [{"file": 5}]},
         {"grid": [8]},
         {"grid": None},
+        {"grid": [10**6, 10**6]},
         {"mean": "x"},
         {"std": [1]},
         {"provenance": None},
