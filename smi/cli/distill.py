@@ -7,7 +7,7 @@ import click
 from torch import nn
 
 from ..console import print_table
-from ..datasets import load
+from ..datasets import Sizes, load
 from ..distillation.loop import Distilled, distill
 from ..distillation.pool import Inversion
 from ..distillation.students import make_student
@@ -51,26 +51,29 @@ def command(folder, output, model, image_size, checkpoint, random_weights, as_js
     """Train a student on the images in FOLDER, or on images made as it learns; --model is the teacher."""
     teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
     try:
-        result = run_distill(teacher, folder, output, progress=not as_json, **given)
+        result, about = run_distill(teacher, folder, output, progress=not as_json, **given)
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted: the same command goes on from what is in {output}") from None
-    print(json.dumps({"output": str(output), **result.record()})) if as_json else print_distilled(result, output)
+    print(json.dumps({"output": str(output), **result.record(), **about})) if as_json else print_distilled(result, output)
 
 
 def run_distill(
     teacher: nn.Module, folder: Path | None, output: Path, *, student, student_checkpoint, fresh_blocks, preset, student_batch, evaluation,
     refresh_every, seed, force, progress, mean, std, **given,
-) -> Distilled:  # fmt: skip
-    """Images from a folder or an inversion, the student by name, real images by name. given: settings of the inversion, then of the training."""
+) -> tuple[Distilled, dict]:  # fmt: skip
+    """Images from a folder or an inversion, the student by name, real images by name; and as what those were read. given: settings of the inversion,
+    then of the training."""
     if folder is not None and refresh_every is not None:
         raise InputError("refreshing makes the images itself: leave out the folder, or --refresh-every")
     inversion = {name: given.pop(name) for name in INVERSION} | {"mean": mean, "std": std}
     training = {**given, "batch_size": student_batch}
     learner = make_student(student, teacher, checkpoint=student_checkpoint, fresh_blocks=fresh_blocks, seed=seed)
-    real = None if evaluation is None else load(evaluation, _reading(learner, teacher))
+    sizes = None if evaluation is None else Sizes.of(_reading(learner, teacher))
+    real = None if evaluation is None or sizes is None else load(evaluation, sizes)
     images = Inversion(teacher, seed=seed, progress=progress, **_present(inversion)) if folder is None else SparseImages.load(folder)
-    about = {"preset": preset, "evaluation": real, "refresh_every": refresh_every, "seed": seed}
-    return distill(teacher, learner, images, output=output, force=force, progress=progress, **about, **_present(training))
+    asked = {"preset": preset, "evaluation": real, "refresh_every": refresh_every, "seed": seed}
+    result = distill(teacher, learner, images, output=output, force=force, progress=progress, **asked, **_present(training))
+    return result, {} if sizes is None else {"evaluation": {"data": evaluation, "preprocessing": sizes.record()}}
 
 
 def _present(options: dict) -> dict:

@@ -318,6 +318,8 @@ def test_the_command(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["steps"] == 4
     assert 0 <= result["accuracy"] <= 1
+    assert result["evaluation"]["data"] == "digits"
+    assert result["evaluation"]["preprocessing"]["crop_mode"] == "center"
     assert run(["distill", "-o", str(tmp_path / "b"), "--refresh-every", "2", *small, *train]) == 0
     assert run(["invert", "-o", str(tmp_path / "c"), "--model", str(tmp_path / "b"), *small]) == 0
     assert SparseImages.load(tmp_path / "c").provenance["model"] == "small"
