@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from smi.inversion.methods import GAUSSIAN, JUDGED, PSAQ, REAL
 from smi.report.published import QUANTISED as PUBLISHED_TOP1_OF
 
-from ..evidence.columns import DEFAULT_COLUMNS, HEADINGS, PUBLISHED_QUANTISED, QUANTISED
+from ..evidence.columns import DEFAULT_COLUMNS, FEW_BITS, HEADINGS, PUBLISHED_QUANTISED, QUANTISED
 from .rows import Measurement, current
 from .table import Layout, Table, three_digits
 
@@ -124,7 +124,7 @@ def imagenet_published(rows: Sequence[dict]) -> list[Table]:
 
 IMAGENET_COST: dict[str, tuple[str, Cell]] = {"core-seconds": ("seconds", whole_seconds), "over dense": COST["over dense"]}
 IMAGENET_COST["teacher agrees"] = ("agreement", mean_of_images)
-ON_IMAGENET = [name for recipe in (PUBLISHED_QUANTISED, QUANTISED) for name in recipe]
+ON_IMAGENET = [name for recipe in (PUBLISHED_QUANTISED, QUANTISED, FEW_BITS) for name in recipe]
 
 
 def _imagenets(rows: Sequence[dict]) -> list[Measurement]:
@@ -139,7 +139,13 @@ def _imagenet(found: Measurement, cell: Callable[[dict, str], str], cost: dict[s
     ]  # fmt: skip
     about = found.about["config"]
     title = f"{about['iterations']} iterations, {about['images']} images, {_seeds(found)}, full precision {_accuracy(found.about, 'full')}"
-    return Table(["images", *cost, *(HEADINGS[name] for name in named)], lines, found.rows, title)
+    return Table(["images", *cost, *(_heading(found, name) for name in named)], lines, found.rows, title)
+
+
+def _heading(found: Measurement, name: str) -> str:
+    """A column's, with the number of seeds where it is known for fewer than the others."""
+    counts = {len(row[name]) for row in found.rows if name in row}
+    return HEADINGS[name] + (f" ({min(counts)} of the seeds)" if min(counts) < len(found.about["full"]) else "")
 
 
 def _seeds(found: Measurement) -> str:

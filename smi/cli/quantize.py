@@ -26,7 +26,11 @@ from .options import AS_JSON, FORCE, MODEL, PATH, SEED, WEIGHTS, options
 @click.command("quantize")
 @options(
     click.option("--images", help="A folder of sparse images; or real ones: digits, cifar10, imagenet or a path. Made when absent."),
-    click.option("--recipe", default=LINEAR_INPUTS, help="Which activations: linear-inputs, or published (the residual stream too)."),
+    click.option(
+        "--recipe",
+        default=LINEAR_INPUTS,
+        help="Which activations: linear-inputs, published (the residual stream too), or reparametrized (for few bits).",
+    ),
     click.option("--w-bits", "weight_bits", default=8, help="Bits of the weights, 2 to 8."),
     click.option("--a-bits", "activation_bits", default=8, help="Bits of the activations, 2 to 8."),
     click.option("--eval", "evaluation", help="Real images on which accuracy is measured: digits, cifar10, imagenet or a path."),
@@ -34,9 +38,9 @@ from .options import AS_JSON, FORCE, MODEL, PATH, SEED, WEIGHTS, options
     MODEL,
     WEIGHTS,
     click.option("--num-images", "-n", type=int, help="Images to calibrate with, the first ones; all when absent."),
-    click.option("--ranges", default="minmax", help="Of the activations: minmax, percentile or mse."),
+    click.option("--ranges", help="Of the activations: minmax, percentile or mse; minmax, percentile for reparametrized when absent."),
     click.option("--percentile", default=99.9, help="--ranges percentile: this percentile is the upper end, 100 minus it the lower."),
-    click.option("--weight-ranges", default="minmax", help="minmax or mse."),
+    click.option("--weight-ranges", help="minmax or mse; minmax, mse for reparametrized when absent."),
     click.option("--max-images", default=MAX_IMAGES, help="Without --images: calibration ends here, if its ranges have not settled before."),
     SEED,
     click.option("--attention", is_flag=True, help="Quantise both sides of attention's two GEMMs as well."),

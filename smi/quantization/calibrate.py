@@ -1,7 +1,7 @@
 """Calibration: torchao's observers in the exported graph of a model, and what they saw."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from ..errors import InputError
 from .export import Tokens, example, export
 from .model import Facts, Images, as_patches, batches, check_images
 from .points import find_places
+from .reparametrize import reparametrize
 
 Range = tuple[float, float]
 
@@ -19,12 +20,15 @@ Range = tuple[float, float]
 class Calibration:
     """The graph of a model with observers of all that the recipe quantises: it sees images, then gives the tensors of a quantised ViT."""
 
-    def __init__(self, model: nn.Module, facts: Facts, batch_size: int):
-        """model: a timm ViT without wrappers. Raises InputError where torchao is missing, RunError with the module that cannot be exported."""
+    def __init__(self, model: nn.Module, facts: Facts, batch_size: int, first: Sequence[Images] = ()):
+        """model: a timm ViT without wrappers. first: images by which LayerNorm channels are reparametrised, where the recipe says so. Raises
+        InputError where torchao is missing, RunError with the module that cannot be exported."""
         prepare, self._convert, quantizer = _torchao()
         self.facts, self.batch_size, self.images = facts, batch_size, 0
-        self._tokens = Tokens(model, fused_attention=not (facts.recipe.attention or facts.recipe.published))
+        self._tokens = Tokens(model, fused_attention=not (facts.recipe.operands or facts.recipe.published))
         self._device = self._tokens.prefix.device
+        if facts.recipe.reparametrized:
+            reparametrize(self._tokens, [some for images in first for some in self._batches(images)])
         graph = export(self._tokens, example(facts, self._device))
         self._places = find_places(graph, facts)
         with _quiet():
@@ -32,11 +36,13 @@ class Calibration:
 
     def see(self, images: Images) -> None:
         """A forward pass over images, sparse ones with their retained patches; raises InputError for none, NaN or infinity."""
-        patches, index = check_images(*as_patches(self.facts, images))
         with _quiet():
-            for some, cells in batches(patches, index, self.batch_size, self._device):
+            for some, cells in self._batches(images):
                 self._graph(some, cells)
-        self.images += len(patches)
+                self.images += len(some)
+
+    def _batches(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
+        return batches(*check_images(*as_patches(self.facts, images)), self.batch_size, self._device)
 
     def ranges(self) -> dict[str, Range]:
         """The least and the greatest value of every quantised activation so far."""

@@ -67,7 +67,7 @@ class Facts:
 
     def operands(self) -> list[str]:
         """Names of the operands of attention's two GEMMs, in the order in which they run; none where they stay in float32."""
-        blocks = range(self.architecture["depth"]) if self.recipe.attention else ()
+        blocks = range(self.architecture["depth"]) if self.recipe.operands else ()
         return [f"blocks.{i}.attn.{operand}" for i in blocks for operand in ("query", "key", "weights", "value")]
 
     def points(self) -> list[str]:

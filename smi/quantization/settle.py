@@ -5,7 +5,7 @@ over the last WINDOW rounds: by how much ranges widened on average, and by how m
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ ROUND = 8  # images
 ITERATIONS = 20  # a two-hundredth of the published ones; more makes ranges of 8 bits no better (docs/quantization.md)
 DIVISION = 4  # images per trajectory of PRI
 WINDOW = 2  # rounds
+FIRST_ROUNDS = 4  # by which a model is reparametrised, before calibration sees them
 ON_AVERAGE, MOST_OF_ONE = 0.01, 0.15  # fractions of a range, over a window
 MAX_IMAGES = 128
 
@@ -46,6 +47,11 @@ def inverting(model: nn.Module, seed: int = 0, **settings: Any) -> Source:
         return invert(model, seed=seed + number, **{**about, **settings})
 
     return source
+
+
+def after(first: Sequence[Images], source: Source) -> Source:
+    """A source whose first rounds are made already."""
+    return lambda number: first[number] if number < len(first) else source(number)
 
 
 def calibrate_until_settled(

@@ -20,11 +20,11 @@ from ..plain import whole
 from ..surroundings import at_the_door, seeded
 from .calibrate import Calibration
 from .export import describe_for
-from .int8 import Int8ViT, can_int8
+from .int8 import Int8ViT
 from .model import Facts, Images, as_patches, check_images
 from .network import QuantizedLinear, QuantizedViT
 from .recipe import LINEAR_INPUTS, Recipe
-from .settle import MAX_IMAGES, Round, Source, calibrate_until_settled, inverting
+from .settle import FIRST_ROUNDS, MAX_IMAGES, Round, Source, after, calibrate_until_settled, inverting
 
 
 @at_the_door
@@ -34,9 +34,9 @@ def quantize(
     *,
     weight_bits: int = 8,
     activation_bits: int = 8,
-    ranges: str = "minmax",
+    ranges: str | None = None,
     percentile: float = Recipe.percentile,
-    weight_ranges: str = "minmax",
+    weight_ranges: str | None = None,
     attention: bool = False,
     recipe: str = LINEAR_INPUTS,
     batch_size: int = 32,
@@ -51,16 +51,17 @@ def quantize(
     were seen. None: the model's own, by short runs of PRI from `seed`. `on_round` is told of each round.
     weight_bits, activation_bits: 2 to 8; weights per output channel and symmetric, activations per tensor and asymmetric.
     recipe: which activations. "linear-inputs": those of the linear layers, as hardware that multiplies integers needs them. "published": all but the
-    softmax's output, the residual stream included, by the formulas of PSAQ-ViT's protocol.
+    softmax's output, the residual stream included, by the formulas of PSAQ-ViT's protocol. "reparametrized": for few bits, after RepQ-ViT.
     ranges: of the activations: "minmax" (as published), "percentile" (from the (100 - percentile)-th to the percentile-th) or "mse" (least squared
-    error). weight_ranges: "minmax" or "mse".
-    attention: quantise both operands of attention's two GEMMs as well; not with recipe="published".
+    error). weight_ranges: "minmax" or "mse". None: "minmax", with recipe="reparametrized" "percentile" and "mse".
+    attention: quantise both operands of attention's two GEMMs as well; with recipe="linear-inputs".
     batch_size: images at a time.
 
     Returns a simulation in float32; its `int8()` multiplies integers on the CPU, `facts.calibration` tells what calibrated it. Raises InputError for
     what does not fit the model and where torchao is missing, RunError with the module that cannot be exported.
     """
-    how = Recipe(weight_bits, activation_bits, ranges, percentile, weight_ranges, attention, recipe)
+    widths = {"weight_bits": weight_bits, "activation_bits": activation_bits}
+    how = Recipe.of(recipe, ranges, weight_ranges, percentile=percentile, attention=attention, **widths)
     batch_size, max_images, seed = whole(1)("batch_size", batch_size), whole(1)("max_images", max_images), whole()("seed", seed)
     images = inverting(model, seed) if images is None else images
     vit, inner = describe_for(model, images), unwrapped(model)
@@ -70,10 +71,12 @@ def quantize(
     if not callable(images):
         check_images(*as_patches(facts, images))
     with seeded(0, vit.device):  # torchao and torch.export draw from the global generators
-        calibration = Calibration(inner, facts, batch_size)
         if callable(images):
-            about = calibrate_until_settled(calibration, images, max_images=max_images, on_round=on_round)
+            first = [images(number) for number in range(FIRST_ROUNDS)] if how.reparametrized else []
+            calibration = Calibration(inner, facts, batch_size, first)
+            about = calibrate_until_settled(calibration, after(first, images), max_images=max_images, on_round=on_round)
         else:
+            calibration = Calibration(inner, facts, batch_size, [images])
             calibration.see(images)
             about = {"images": calibration.images, **({"provenance": images.provenance} if isinstance(images, SparseImages) else {})}
         return SimulatedViT(replace(facts, calibration=about), *calibration.result())
@@ -93,7 +96,6 @@ class SimulatedViT(QuantizedViT):
 
     @at_the_door
     def int8(self) -> Int8ViT:
-        """The deployable model of the same codes and scales, whose linear layers multiply integers on the CPU; raises InputError where attention's
-        GEMMs are quantised too."""
-        can_int8(self.facts.recipe)
+        """The model of the same codes and scales whose linear layers multiply integers on the CPU. Attention's GEMMs, where they are quantised too,
+        multiply the rounded values in float32."""
         return Int8ViT(self.facts, self.tensors(), self.inputs())

@@ -177,8 +177,7 @@ def test_attention_products_too(options, images, monkeypatch):
     products = [node for node in graphs[0].graph.nodes if node.target is torch.ops.aten.matmul.default]
     assert len(products) == 2
     assert all("dequantize" in str(argument.target) for node in products for argument in node.args)
-    with pytest.raises(InputError, match="keeps attention's two GEMMs in float32"):
-        smi.quantize(model, images, attention=True).int8()
+    assert distance(whole.int8()(images), whole(images)) < (0.08 if products_saturate() else 1e-2)
 
 
 def test_accuracy_counts(model, images):
