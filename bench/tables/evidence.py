@@ -138,18 +138,18 @@ def _imagenet(found: Measurement, cell: Callable[[dict, str], str], cost: dict[s
         [TITLES[row["method"]], *cells(row, cost), *(cell(row, name) for name in named)] for row in found.rows if row["method"] != without
     ]  # fmt: skip
     about = found.about["config"]
-    title = f"{about['iterations']} iterations, {about['images']} images, {_seeds(found)}, full precision {_accuracy(found.about, 'full')}"
+    measured = f"{about['iterations']} iterations, {about['images']} images, {_seeds(len(found.about['full']))}"
+    title = f"{measured}, full precision {_accuracy(found.about, 'full')}"
     return Table(["images", *cost, *(_heading(found, name) for name in named)], lines, found.rows, title)
 
 
 def _heading(found: Measurement, name: str) -> str:
     """A column's, with the number of seeds where it is known for fewer than the others."""
-    counts = {len(row[name]) for row in found.rows if name in row}
-    return HEADINGS[name] + (f" ({min(counts)} of the seeds)" if min(counts) < len(found.about["full"]) else "")
+    count = min(len(row[name]) for row in found.rows if name in row)
+    return HEADINGS[name] + (f" ({_seeds(count)})" if count < len(found.about["full"]) else "")
 
 
-def _seeds(found: Measurement) -> str:
-    count = len(found.about["full"])
+def _seeds(count: int) -> str:
     return f"{count} seed" if count == 1 else f"{count} seeds"
 
 
