@@ -4,7 +4,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -71,7 +71,7 @@ def judge(config: Config, folder: Path, row: str, seed: int, columns: Sequence[s
     """What the images are worth: those columns that are not yet known."""
     images = smi.SparseImages.load(folder_of(folder, row, seed) / "images")
     known = read_columns(folder, row, seed)
-    steps: dict[str, Callable[[], dict]] = {"agreement": lambda: _agreement(config, images), "full": lambda: _full(config)}
+    steps: dict[str, Callable[[], dict]] = {"agreement": lambda: _agreement(config, images), "full": lambda: _full(config, folder)}
     for name in HOW:
         steps[name] = partial(_quantised, config, images, name)
     for name in STUDENTS:
@@ -89,9 +89,12 @@ def _agreement(config: Config, images: smi.SparseImages) -> dict:
     return {"agreement": found.agreement, "confidence": found.confidence}
 
 
-@cache
-def _full(config: Config) -> dict:
-    return _judged(config, "full", teacher_of(config.teacher))
+def _full(config: Config, folder: Path) -> dict:
+    """Of the teacher itself, found once for a folder."""
+    path = folder / "full.json"
+    if not path.exists():
+        write_json(path, _judged(config, "full", teacher_of(config.teacher)))
+    return json.loads(path.read_text())
 
 
 def _judged(config: Config, name: str, model: nn.Module) -> dict:

@@ -23,6 +23,7 @@ import statistics
 import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from itertools import takewhile
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -93,12 +94,13 @@ def _end_with_parent() -> None:
 
 
 def collect(folder: Path, seeds: int, rows: list[str]) -> list[dict]:
-    """One row a method: the values of every column by seed."""
+    """One row a method: the values of every column by seed. A column is left out where it is not known for all seeds, an accuracy of a quantised
+    teacher where it is not known for the first."""
     found = []
     for row in rows:
         by_seed = [read_columns(folder, row, seed) for seed in range(seeds)]
-        known = [name for name in COLUMNS if all(isinstance(columns.get(name), int | float) for columns in by_seed)]
-        found.append({"method": row, **{name: [columns[name] for columns in by_seed] for name in known}})
+        known = {name: _of_first(name, by_seed) for name in COLUMNS}
+        found.append({"method": row, **{name: values for name, values in known.items() if len(values) == seeds or (name in HOW and values)}})
     dense = [read_columns(folder, "dense", seed).get("seconds") for seed in range(seeds)]
     for row in found:
         if None not in dense and "seconds" in row and ROWS[row["method"]].optimised:
@@ -108,18 +110,23 @@ def collect(folder: Path, seeds: int, rows: list[str]) -> list[dict]:
     return found
 
 
+def _of_first(name: str, by_seed: list[dict]) -> list:
+    """The values of a column for the first seeds, as far as they are known."""
+    return list(takewhile(lambda value: isinstance(value, int | float | str), (columns.get(name) for columns in by_seed)))
+
+
 def compared(folder: Path, row: str, seeds: int) -> dict:
-    """Intervals of a row's accuracies, and its differences to the row of real images, over all seeds."""
+    """Intervals of a row's accuracies, and its differences to the row of real images, over the seeds for which they are known."""
     mine, real = ([read_columns(folder, name, seed) for seed in range(seeds)] for name in (row, REAL.key))
     found: dict[str, dict] = {"interval": {}, "paired": {}}
     for name in ("full", *HOW):
-        right, others = ([columns.get(f"{name}_right") for columns in each] for each in (mine, real))
-        if None in right:
+        right, others = (_of_first(f"{name}_right", each) for each in (mine, real))
+        if not right:
             continue
         count = mine[0]["test_images"]
         found["interval"][name] = interval(right, count)
-        if None not in others and row != REAL.key:
-            found["paired"][name] = paired(right, others, count)
+        if len(others) >= len(right) and row != REAL.key:
+            found["paired"][name] = paired(right, others[: len(right)], count)
     return {name: values for name, values in found.items() if values}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from smi.inversion.methods import GAUSSIAN, JUDGED, PSAQ, REAL
 from smi.report.published import QUANTISED as PUBLISHED_TOP1_OF
 
-from ..evidence.columns import DEFAULT_COLUMNS, HEADINGS, PUBLISHED_QUANTISED, QUANTISED
+from ..evidence.columns import DEFAULT_COLUMNS, FEW_BITS, HEADINGS, PUBLISHED_QUANTISED, QUANTISED
 from .rows import Measurement, current
 from .table import Layout, Table, three_digits
 
@@ -124,7 +124,7 @@ def imagenet_published(rows: Sequence[dict]) -> list[Table]:
 
 IMAGENET_COST: dict[str, tuple[str, Cell]] = {"core-seconds": ("seconds", whole_seconds), "over dense": COST["over dense"]}
 IMAGENET_COST["teacher agrees"] = ("agreement", mean_of_images)
-ON_IMAGENET = [name for recipe in (PUBLISHED_QUANTISED, QUANTISED) for name in recipe]
+ON_IMAGENET = [name for recipe in (PUBLISHED_QUANTISED, QUANTISED, FEW_BITS) for name in recipe]
 
 
 def _imagenets(rows: Sequence[dict]) -> list[Measurement]:
@@ -138,12 +138,18 @@ def _imagenet(found: Measurement, cell: Callable[[dict, str], str], cost: dict[s
         [TITLES[row["method"]], *cells(row, cost), *(cell(row, name) for name in named)] for row in found.rows if row["method"] != without
     ]  # fmt: skip
     about = found.about["config"]
-    title = f"{about['iterations']} iterations, {about['images']} images, {_seeds(found)}, full precision {_accuracy(found.about, 'full')}"
-    return Table(["images", *cost, *(HEADINGS[name] for name in named)], lines, found.rows, title)
+    measured = f"{about['iterations']} iterations, {about['images']} images, {_seeds(len(found.about['full']))}"
+    title = f"{measured}, full precision {_accuracy(found.about, 'full')}"
+    return Table(["images", *cost, *(_heading(found, name) for name in named)], lines, found.rows, title)
 
 
-def _seeds(found: Measurement) -> str:
-    count = len(found.about["full"])
+def _heading(found: Measurement, name: str) -> str:
+    """A column's, with the number of seeds where it is known for fewer than the others."""
+    count = min(len(row[name]) for row in found.rows if name in row)
+    return HEADINGS[name] + (f" ({_seeds(count)})" if count < len(found.about["full"]) else "")
+
+
+def _seeds(count: int) -> str:
     return f"{count} seed" if count == 1 else f"{count} seeds"
 
 

@@ -1,6 +1,7 @@
 """`smi quantize`."""
 
 import json
+import time
 from pathlib import Path
 
 import click
@@ -17,39 +18,48 @@ from ..models.vit import describe
 from ..quantization.int8 import products_saturate
 from ..quantization.model import Images, accuracy
 from ..quantization.recipe import LINEAR_INPUTS
+from ..quantization.settle import MAX_IMAGES, inverting, print_round
 from ..quantization.simulate import quantize
-from .options import AS_JSON, FORCE, MODEL, PATH, WEIGHTS, options
+from .options import AS_JSON, FORCE, MODEL, PATH, SEED, WEIGHTS, options
 
 
 @click.command("quantize")
 @options(
-    click.option("--images", required=True, help="A folder of sparse images; or digits, cifar10 or a path: real ones of the training split."),
-    click.option("--recipe", default=LINEAR_INPUTS, help="Which activations: linear-inputs, or published (the residual stream too)."),
+    click.option("--images", help="A folder of sparse images; or real ones: digits, cifar10, imagenet or a path. Made when absent."),
+    click.option(
+        "--recipe",
+        default=LINEAR_INPUTS,
+        help="Which activations: linear-inputs, published (the residual stream too), or reparametrized (for few bits).",
+    ),
     click.option("--w-bits", "weight_bits", default=8, help="Bits of the weights, 2 to 8."),
     click.option("--a-bits", "activation_bits", default=8, help="Bits of the activations, 2 to 8."),
-    click.option("--eval", "evaluation", help="Real images on which accuracy is measured: digits, cifar10 or a path."),
+    click.option("--eval", "evaluation", help="Real images on which accuracy is measured: digits, cifar10, imagenet or a path."),
     click.option("--output", "-o", type=PATH, help="Folder for the model: int8 where both are 8 bits, else the simulation."),
     MODEL,
     WEIGHTS,
     click.option("--num-images", "-n", type=int, help="Images to calibrate with, the first ones; all when absent."),
-    click.option("--ranges", default="minmax", help="Of the activations: minmax, percentile or mse."),
+    click.option("--ranges", help="Of the activations: minmax, percentile or mse; minmax, percentile for reparametrized when absent."),
     click.option("--percentile", default=99.9, help="--ranges percentile: this percentile is the upper end, 100 minus it the lower."),
-    click.option("--weight-ranges", default="minmax", help="minmax or mse."),
+    click.option("--weight-ranges", help="minmax or mse; minmax, mse for reparametrized when absent."),
+    click.option("--max-images", default=MAX_IMAGES, help="Without --images: calibration ends here, if its ranges have not settled before."),
+    SEED,
     click.option("--attention", is_flag=True, help="Quantise both sides of attention's two GEMMs as well."),
     FORCE,
     AS_JSON,
 )
 def command(images, model, image_size, checkpoint, random_weights, as_json, **settings) -> None:
-    """Quantise a ViT, calibrated with synthetic images."""
+    """Quantise a ViT, calibrated with synthetic images: those in a folder, or the model's own, made until the ranges of its activations settle."""
     teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
-    result = run_quantize(teacher, images, **settings)
+    result = run_quantize(teacher, images, progress=not as_json, **settings)
     print(json.dumps(result)) if as_json else print_quantized(result)
 
 
 def run_quantize(
     model: nn.Module,
-    images: str,
+    images: str | None = None,
     *,
+    seed: int = 0,
+    progress: bool = False,
     num_images: int | None = None,
     evaluation: str | None = None,
     output: Path | None = None,
@@ -58,21 +68,28 @@ def run_quantize(
     std: tuple[float, ...] | None = None,
     **recipe,
 ) -> dict:
-    """Quantise with the images in a folder of sparse images, or with the training split of a data set; the result as data.
+    """Quantise with the images in a folder of sparse images, with the training split of a data set, or with images made; the result as data.
 
     evaluation: labelled images to measure on. output: where the int8 model (W8/A8) or the simulation goes. recipe: settings of `quantize`.
     """
+    began = time.perf_counter()
     if output is not None:
         output_folder(output, force)
-    pictures = evaluation is not None or not _are_sparse(images)
+    pictures = evaluation is not None or not (images is None or _are_sparse(images))
     sizes = datasets.Sizes.of(describe(model, mean=mean, std=std)) if pictures else None
     real = None if evaluation is None or sizes is None else datasets.load(evaluation, sizes, "test")
-    given = calibration_images(images, num_images, sizes)
-    simulated = quantize(model, given, **recipe)
+    if images is None and num_images is not None:
+        raise InputError("num-images counts the images of --images: without them say --max-images")
+    made = inverting(model, seed, mean=mean, std=std)
+    given = made if images is None else calibration_images(images, num_images, sizes)
+    simulated = quantize(model, given, on_round=print_round if progress else None, **recipe)
+    calibration = simulated.facts.calibration
     widths = simulated.facts.recipe
     int8 = simulated.int8() if (widths.weight_bits, widths.activation_bits, widths.attention) == (8, 8, False) else None
-    about = {"recipe": widths.name, "widths": str(widths), "calibration_images": len(given), "images": images}
-    result = {"model": simulated.facts.name, **about}
+    about = {"recipe": widths.name, "widths": str(widths), "calibration_images": calibration["images"], "images": images}
+    result = {"model": simulated.facts.name, **about, "seconds": time.perf_counter() - began}
+    if images is None:
+        result["calibration"] = calibration
     if real is not None:
         rows = {"full_precision": model, "simulated": simulated, **({} if int8 is None else {"int8": int8})}
         accuracies = {name: accuracy(part, *real) for name, part in rows.items()}
@@ -110,5 +127,13 @@ def print_quantized(result: dict) -> None:
         print(f"{result['model']} quantised to {result['widths']} with {result['calibration_images']} images; --eval DATA measures its accuracy")
     if result.get("int8_weight_bits_here") == 7:
         print("int8: this processor adds byte products in 16 bits (no VNNI), so weights are rounded to 7 bits when the model is loaded here")
+    print(f"{result['seconds']:.0f} s{_made(result)}")
     if "output" in result:
         print(f"the {result['kind']} model is in {result['output']}; smi.load_quantized reads it")
+
+
+def _made(result: dict) -> str:
+    if "calibration" not in result:
+        return ""
+    made = result["calibration"]
+    return f", {made['images']} images made; the ranges have {'settled' if made['settled'] else 'not settled'}"

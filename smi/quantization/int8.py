@@ -21,12 +21,6 @@ SAFE = 64  # the largest weight code for which 255 * code * 2 fits in 16 bits
 POST_GELU = {"gelu": "none", "gelu_tanh": "tanh"}  # activations that oneDNN applies itself
 
 
-def can_int8(recipe: Recipe) -> None:
-    """Raise InputError where there is no integer model of this recipe."""
-    if recipe.attention:
-        raise InputError("an int8 model keeps attention's two GEMMs in float32: quantise with attention=False")
-
-
 @cache
 def products_saturate() -> bool:
     """Whether int8 GEMMs overflow on this processor: without VNNI it adds pairs of byte products in 16 bits."""
@@ -90,7 +84,6 @@ class Int8ViT(QuantizedViT):
     KIND, LINEAR = "int8", Int8Linear
 
     def __init__(self, facts: Facts, tensors: Mapping[str, Tensor], inputs: Mapping[str, tuple[float, int]]):
-        can_int8(facts.recipe)
         super().__init__(facts, tensors, inputs)
 
     def _mlp(self, name: str, x: Tensor, activation: str) -> Tensor:

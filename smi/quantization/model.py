@@ -1,7 +1,7 @@
 """What every quantised ViT shares: the facts that images and tensors must fit, and the ways images can be given."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Facts:
     num_classes: int
     architecture: dict  # of `_architecture`
     recipe: Recipe
+    calibration: dict = field(default_factory=dict)  # what calibrated it, as JSON; not in the files of version 0.1.0
 
     @staticmethod
     def of(vit: ViT, recipe: Recipe) -> "Facts":
@@ -41,7 +42,14 @@ class Facts:
         numbers = {name: whole(1)(name, data[name]) for name in ("patch_size", "channels", "num_classes")}
         rows, columns = several(whole(1), 2)("grid", data["grid"])
         name, recipe = word("name", data["name"]), Recipe(**data["recipe"])
-        return Facts(name, (rows, columns), **numbers, architecture=_checked_architecture(data["architecture"]), recipe=recipe)
+        return Facts(
+            name,
+            (rows, columns),
+            **numbers,
+            architecture=_checked_architecture(data["architecture"]),
+            recipe=recipe,
+            calibration=dict(data.get("calibration", {})),
+        )
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -59,7 +67,7 @@ class Facts:
 
     def operands(self) -> list[str]:
         """Names of the operands of attention's two GEMMs, in the order in which they run; none where they stay in float32."""
-        blocks = range(self.architecture["depth"]) if self.recipe.attention else ()
+        blocks = range(self.architecture["depth"]) if self.recipe.operands else ()
         return [f"blocks.{i}.attn.{operand}" for i in blocks for operand in ("query", "key", "weights", "value")]
 
     def points(self) -> list[str]:
@@ -180,6 +188,15 @@ def _checked_pair(facts: Facts, pair: Any) -> tuple[Tensor, Tensor]:
         raise InputError(f"patches [B, n, C, p, p] and whole numbers index [B, n] must fit, got {list(patches.shape)} and {list(index.shape)}")
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < cells:
         raise InputError(f"index must name cells of the {facts.grid[0]}x{facts.grid[1]} grid, 0 to {cells - 1}")
+    return patches, index
+
+
+def check_images(patches: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Raise InputError unless there are images to calibrate with, of finite pixels."""
+    if not len(patches):
+        raise InputError("there are no images to calibrate with")
+    if not torch.isfinite(patches).all():
+        raise InputError("the images to calibrate with hold NaN or infinity")
     return patches, index
 
 

@@ -64,6 +64,16 @@ class Codes(nn.Module):
         return coded, codes.clamp_(max=self.most) if self.most < 255 else codes
 
 
+class LogCodes(Codes):
+    """The codes of softmax weights in steps of half a power of two: code c stands for m 2^(-c / 2), m the greatest weight of the calibration, the
+    scale times the number of steps; what is too small for the last code is zero."""
+
+    def simulated(self, x: Tensor) -> Tensor:
+        most = self.input_scale * self.most
+        codes = torch.round(-2 * torch.log2(x / most)).clamp_(min=0)
+        return torch.where(codes <= self.most, most * torch.exp2(-codes / 2), 0.0)
+
+
 class QuantizedLinear(Codes):
     """One linear layer: codes int8 [out, in], a scale float32 [out] per output channel, the bias float32 [out], and the codes of its input."""
 
@@ -108,7 +118,8 @@ class QuantizedViT(nn.Module):
         for name in facts.linears():
             _put(self, name, self.LINEAR(name, tensors, inputs.get(name), facts.recipe))
         for name in (*facts.operands(), *facts.points()):
-            _put(self, name, Codes(name, inputs[name], facts.recipe))
+            kind = LogCodes if facts.recipe.reparametrized and name.endswith(".weights") else Codes
+            _put(self, name, kind(name, inputs[name], facts.recipe))
         taken = {f"{name}.{part}" for name in facts.linears() for part in ("codes", "scales", "bias")}
         for name in tensors.keys() - taken:
             _put(self, name, nn.Parameter(tensors[name].contiguous(), requires_grad=False))
@@ -164,7 +175,7 @@ class QuantizedViT(nn.Module):
         if self.facts.recipe.published:
             scores = self._point(f"{name}.attn.scores", (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1))
             return scores.softmax(-1) @ v
-        if not self.facts.recipe.attention:
+        if not self.facts.recipe.operands:
             return F.scaled_dot_product_attention(q, k, v)
         query, key, weights, value = (self._held(f"{name}.attn.{part}") for part in ("query", "key", "weights", "value"))
         scores = query.simulated(q * q.shape[-1] ** -0.5) @ key.simulated(k.transpose(-2, -1))

@@ -28,7 +28,7 @@ def find_places(graph: GraphModule, facts: Facts) -> Places:
     linears = dict(zip(facts.linears(), _calls(nodes, aten.linear.default), strict=True))
     found = Places(linears, {name: (node, 0) for name, node in linears.items() if name in facts.activations()})
     operands = [(node, argument) for node in _calls(nodes, aten.matmul.default) for argument in (0, 1)]
-    found.inputs.update(zip(facts.operands(), operands if facts.recipe.attention else (), strict=True))
+    found.inputs.update(zip(facts.operands(), operands if facts.recipe.operands else (), strict=True))
     if facts.recipe.published:
         _add_points(found, nodes, facts)
     return found

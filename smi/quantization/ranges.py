@@ -1,5 +1,6 @@
 """What is quantised, to how many bits and over which range: a torchao quantizer and the observers that it places. Needs torchao."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -100,9 +101,10 @@ class ViTQuantizer(Quantizer):
 
     def annotate(self, model: GraphModule) -> GraphModule:
         activation, weight = activation_spec(self.recipe), weight_spec(self.recipe)
+        greatest = activation_spec(replace(self.recipe, ranges="minmax"))  # of softmax weights, from which their codes count down
         inputs: dict[Node, dict] = {node: {node.args[1]: weight} for node in self.places.linears.values()}
-        for node, argument in self.places.inputs.values():
-            inputs.setdefault(node, {})[node.args[argument]] = activation
+        for name, (node, argument) in self.places.inputs.items():
+            inputs.setdefault(node, {})[node.args[argument]] = greatest if self.recipe.reparametrized and name.endswith(".weights") else activation
         made = set(self.places.outputs.values())
         for node in made.union(inputs):
             output = activation if node in made else None

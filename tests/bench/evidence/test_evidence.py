@@ -224,16 +224,19 @@ def test_imagenet_that_is_not_there(tmp_path, capsys, monkeypatch):
 
 
 def test_differences_to_real_images_are_of_pairs(tmp_path):
-    """On four test images and two seeds; a row that is not known for all seeds has none."""
+    """On four test images and two seeds, or as many as are known."""
     for seed, bits in enumerate("73"):
         write_columns(tmp_path, "pri4", seed, full=0.75, full_right="f", published_w8a8=0.75, published_w8a8_right=bits, test_images=4)
         write_columns(tmp_path, "real", seed, full=0.75, full_right="f", published_w8a8=1.0, published_w8a8_right="f", test_images=4)
-    write_columns(tmp_path, "smi", 0, published_w8a8=1.0, published_w8a8_right="f", test_images=4)
-    pri, real, smi_row = run.collect(tmp_path, 2, ["pri4", "real", "smi"])
+    write_columns(tmp_path, "smi", 0, published_w8a8=0.75, published_w8a8_right="7", test_images=4)  # one seed of two
+    write_columns(tmp_path, "dense", 1, published_w8a8=1.0, published_w8a8_right="f", test_images=4)  # not the first
+    pri, real, smi_row, dense = run.collect(tmp_path, 2, ["pri4", "real", "smi", "dense"])
     assert pri["paired"]["published_w8a8"][0] == pytest.approx(-3 / 8)  # of 1, 1, 1/2, 0 to 1, 1, 1, 1
     assert pri["paired"]["full"] == (0.0, 0.0, 1.0)
     assert "paired" not in real
-    assert "interval" not in smi_row
+    assert (smi_row["published_w8a8"], smi_row["paired"]["published_w8a8"][0]) == ([0.75], -0.25)
+    assert "published_w8a8" not in dense
+    assert "interval" not in dense
 
 
 def test_data_that_is_not_there(tmp_path, capsys, monkeypatch):

@@ -160,10 +160,10 @@ def test_weights_that_cannot_be_fetched(tmp_path, capsys, monkeypatch):
     fails(capsys, ["invert", "-o", tmp_path / "out", "--model", SMALL, *QUICK], 1, "could not be fetched (no route to the hub)", "checkpoint")
 
 
-@pytest.mark.parametrize("verb", ["invert", "distill", "export", "quantize"])
+@pytest.mark.parametrize("verb", ["invert", "distill", "export"])
 def test_what_is_required_is_asked_for(verb, tmp_path, capsys):
-    given = {"export": [tmp_path], "quantize": ["--output", tmp_path / "o"]}.get(verb, [])
-    fails(capsys, [verb, *given], 2, "Missing option", "--images" if verb == "quantize" else "--output")
+    given = {"export": [tmp_path]}.get(verb, [])
+    fails(capsys, [verb, *given], 2, "Missing option", "--output")
 
 
 def test_output_folder_not_empty_or_not_writable(tmp_path, capsys):

@@ -182,7 +182,7 @@ def test_a_folder_without_a_name_is_of_linear_inputs(model, images, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"recipe": "best"}, "recipe must be linear-inputs or published, got 'best'"),
+        ({"recipe": "best"}, "recipe must be linear-inputs, published or reparametrized, got 'best'"),
         ({"recipe": PUBLISHED, "attention": True}, "leave out attention=True"),
     ],
 )
