@@ -5,6 +5,7 @@
 
 import sys
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,8 +15,23 @@ from smi.csrc.cache import is_sealed, seal
 
 DTYPES = (torch.bfloat16, torch.float16)  # of all operations in CUDA C++
 LINEAR_DEVICE = (9, 0)  # wgmma, TMA and clusters: sm_90a, and no other
-FEWEST_ROWS = 64  # half of a tile: below, cuBLAS and Triton have smaller ones
+FEWEST_ROWS = 64  # a small tile: below, cuBLAS and Triton have smaller ones
 PITCH = 8  # numbers: TMA takes rows that begin at multiples of 16 bytes
+
+
+class Tile(NamedTuple):
+    """Of csrc/cuda/linear_gemm.cuh: BM x BN results, and the cycles of a step of BK along the contraction."""
+
+    BM: int
+    BN: int
+    cycles: int
+
+
+BK = 64
+DIVISIONS = LARGE, SMALL, STREAM_K = range(3)  # Division of csrc/cuda/linear.h
+LARGE_TILE = Tile(128, 192, 768)  # cycles of the tensor cores, 2048 multiply-adds each
+SMALL_TILE = Tile(64, 128, 422)  # cycles in which 16 KB come from L2, 5120 bytes for 132 multiprocessors in each (docs/gpu-model.md)
+FIX_UP = 5000  # cycles to add one part of a tile to the others: 98,304 bytes, read and written, at 40 a cycle (assumed)
 
 
 def unavailable(library: build.Library, oldest: tuple[int, int], newest: tuple[int, int] | None = None) -> str | None:
@@ -128,3 +144,35 @@ def matrix(x: Tensor) -> Tensor:
 
 def vector(x: Tensor | None) -> Tensor | None:
     return None if x is None else contiguous_aligned(x)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def division_of(x: Tensor, columns: int, exposed: int = 0, stream_k: bool = False) -> int:
+    """One of DIVISIONS for x [M, K] and a weight of so many columns; the rest as in `choose_division`."""
+    return choose_division(len(x), columns, x.shape[1], multiprocessors(x.device), exposed, stream_k)
+
+
+def choose_division(M: int, N: int, K: int, processors: int, exposed: int = 0, stream_k: bool = False) -> int:
+    """Of DIVISIONS that in which the fewest cycles go by, by count; the first of equals.
+
+    Whole tiles leave multiprocessors idle in the last wave; small tiles fewer of them, at more bytes a result. With stream-K every multiprocessor
+    takes an equal part of all steps. Parts of a tile are added one after the other, in a fixed order, so that results repeat bit for bit: that pays
+    for long contractions only. exposed: cycles of an epilogue that nothing hides in a large tile; stream_k: whether that can be chosen.
+    """
+
+    def tiles(tile: Tile) -> int:  # in clusters of two tiles of rows
+        return 2 * -(-M // (2 * tile.BM)) * -(-N // tile.BN)
+
+    steps, large = -(-K // BK), tiles(LARGE_TILE)
+    cycles = {
+        LARGE: -(-large // processors) * (steps * LARGE_TILE.cycles + exposed),
+        SMALL: -(-tiles(SMALL_TILE) // processors) * steps * SMALL_TILE.cycles,
+    }
+    if stream_k:
+        others = -(-processors // large)  # that add to the same tile
+        cycles[STREAM_K] = -(-large * steps // processors) * LARGE_TILE.cycles + others * FIX_UP
+    return min(cycles, key=cycles.__getitem__)

@@ -31,9 +31,11 @@ ARCHITECTURE = 80
 WIDTHS = (32, 64, 80, 128)  # compiled for
 TILE = 16  # tokens
 STRIP_TILES = 4  # the most of the kernels that are made for a number of tiles
-SCORES_ROW = 128  # bytes of a row of P, dS or dS^T
+SPAN_TILES = 4  # of queries: a part of dS in long backward
+SCORES_ROW = 128  # bytes of a row of P, of dS, or of a span of dS^T
+SHARED_PER_BLOCK, SHARED_PER_PROCESSOR, SHARED_RESERVED = 163 << 10, 164 << 10, 1 << 10  # of ARCHITECTURE
 NUMBERS = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-PARAMS = struct.Struct("<7Q5if??2xii4x")  # AttentionParams of csrc/cuda/attention.h
+PARAMS = struct.Struct("<7Q5if??2xiii")  # AttentionParams of csrc/cuda/attention.h
 TOKENS = (29, 47, 61, 99)  # two, three and four tiles, and the kernels for any number
 
 
@@ -44,6 +46,7 @@ class Choice(NamedTuple):
     arguments: str
     warps: int
     shared: int
+    spans: int = 0
 
 
 def choose(backward: bool, width: int, tokens: int) -> Choice:
@@ -56,9 +59,28 @@ def choose(backward: bool, width: int, tokens: int) -> Choice:
             return Choice("attention_backward_strip_kernel", f"Li{short}E", short, short * TILE * (4 * row + 2 * SCORES_ROW))
         return Choice("attention_forward_kernel", f"Li{short}E", short, 3 * short * TILE * row)
     if backward:
-        return Choice("attention_backward_chunks_kernel", f"Li{most}E", tiles, tiles * TILE * (4 * row + SCORES_ROW + 8))
+        spans = spans_for(width, tiles, most)
+        return Choice("attention_backward_chunks_kernel", f"Li{most}E", tiles, chunks_bytes(row, tiles, spans), spans)
     turns = -(-tiles // (most // 2))
     return Choice("attention_forward_kernel", "Li0E", -(-tiles // turns), 3 * tiles * TILE * row)
+
+
+def chunks_bytes(row: int, tiles: int, spans: int) -> int:
+    """Shared memory of long backward. row: bytes of a row of q."""
+    return tiles * TILE * (4 * row + spans * SCORES_ROW + 8)
+
+
+def spans_for(width: int, tiles: int, most: int) -> int:
+    """Spans of dS that are held at a time. most: warps of a multiprocessor."""
+
+    def cost(spans: int) -> tuple[int, int, int]:
+        needed, chunk = chunks_bytes(2 * width, tiles, spans), spans * SPAN_TILES
+        resident = min(most // tiles, SHARED_PER_PROCESSOR // (needed + SHARED_RESERVED)) if needed <= SHARED_PER_BLOCK else 0
+        units = width // (16 if width % 32 else 32)  # of a tile's dQ
+        turns = sum(-(-min(chunk, tiles - first) * units // tiles) for first in range(0, tiles, chunk))
+        return resident < min(most // tiles, SHARED_PER_PROCESSOR // (chunks_bytes(2 * width, tiles, 1) + SHARED_RESERVED)), turns, -spans
+
+    return min(range(1, -(-tiles // SPAN_TILES) + 1), key=cost)
 
 
 def compile_to_ptx(width: int) -> str:
@@ -110,7 +132,7 @@ class Attention:
         addresses = [0 if x is None else place + x.storage_offset() * x.element_size() for place, x in zip(places, tensors, strict=True)]
         wide = [x is not None and x.dtype == torch.int64 for x in (index, lengths)]
         number = list(NUMBERS).index(qkv.dtype)
-        params = PARAMS.pack(*addresses, batch, rows, tokens, heads, width, scale, *wide, number, choice.warps)
+        params = PARAMS.pack(*addresses, batch, rows, tokens, heads, width, scale, *wide, number, choice.warps, choice.spans)
         program, started = self._program(compiled, NUMBERS[qkv.dtype], choice), time.perf_counter()
         self.record.instructions += execute(program, (heads, batch), [params], choice.shared, memory, 32 * choice.warps)
         self.record.seconds += time.perf_counter() - started

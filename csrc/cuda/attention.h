@@ -25,7 +25,8 @@ struct AttentionParams {
     float scale;
     bool wide_index, wide_lengths;  // int64 instead of int32
     Number number;
-    int warps;  // of a block; filled in by the launch
+    int warps;  // of a block; this and the next are filled in by the launch
+    int spans;  // of backward past STRIP_TOKENS tokens: parts of dS that shared memory holds at a time
 };
 
 // Tokens are taken 16 at a time, the height of one tensor-core instruction.

@@ -1,21 +1,29 @@
-// Attention backward for up to 256 tokens, in one pass over the queries, 64 at a time. A warp owns 16 keys for the whole kernel: their dK and dV
-// stay in its registers. It computes P^T and dS^T, which are already the left factors of dV and dK, and leaves dS^T [n, 64] in shared memory;
-// after a barrier the warps divide that chunk's dQ among them. Later chunks of q and dO arrive while earlier ones are computed.
+// Attention backward for up to 256 tokens, in one pass over the queries, 64 at a time: a span. A warp owns 16 keys for the whole kernel: their dK and
+// dV stay in its registers. It computes P^T and dS^T, which are already the left factors of dV and dK, and leaves dS^T in shared memory, as many spans
+// as fit: a chunk. After a barrier the warps divide the chunk's dQ among them. Later spans of q and dO arrive while earlier ones are computed.
 #pragma once
 
 #include "attention_backward.cuh"
 
 namespace smi {
 
-constexpr int CHUNK_TILES = 4;
-constexpr int CHUNK_TOKENS = CHUNK_TILES * TILE;
-constexpr int MOST_CHUNKS = 4;
-using Chunk = Tile<CHUNK_TOKENS>;  // rows of dS^T
+constexpr int SPAN_TILES = 4;
+constexpr int SPAN_TOKENS = SPAN_TILES * TILE;
+constexpr int MOST_SPANS = 4;
+using Span = Tile<SPAN_TOKENS>;  // dS^T [n, 64] of a span
+
+// Numbers of a row of dQ that a warp computes at a time.
+template <int BD>
+constexpr int DQ_NUMBERS = BD % 32 == 0 ? 32 : 16;
+
+HOST_DEVICE constexpr int spans_of(int tiles) { return (tiles + SPAN_TILES - 1) / SPAN_TILES; }
 
 template <int BD>
-HOST_DEVICE constexpr int chunks_bytes(int tiles) { return tiles * TILE * (4 * Tile<BD>::ROW + Chunk::ROW + 2 * static_cast<int>(sizeof(float))); }
+HOST_DEVICE constexpr int chunks_bytes(int tiles, int spans) {
+    return tiles * TILE * (4 * Tile<BD>::ROW + spans * Span::ROW + 2 * static_cast<int>(sizeof(float)));
+}
 
-// Waits for all but the last `pending` groups of copies, of which there are fewer than MOST_CHUNKS.
+// Waits for all but the last `pending` groups of copies, of which there are fewer than MOST_SPANS.
 DEVICE void copy_wait_for(int pending) {
     if (pending == 0) copy_wait<0>();
     else if (pending == 1) copy_wait<1>();
@@ -56,7 +64,7 @@ DEVICE void load_lse_and_delta(const AttentionParams& p, const Place& at, uint32
     }
 }
 
-// One 16x16 block: the warp's keys against the queries of tile i_q. Adds to dK and dV, leaves dS^T in s_ds.
+// One 16x16 block: the warp's keys against the queries of tile i_q. Adds to dK and dV, leaves dS^T in s_ds, its span's.
 template <class T, int BD>
 DEVICE void block_of_keys(float (&b_dk)[BD / 16][2][4], float (&b_dv)[BD / 16][2][4], const Place& at, float scale, uint32_t s_q, uint32_t s_k,
                           uint32_t s_v, uint32_t s_do, uint32_t s_stats, uint32_t s_ds, int i_q) {
@@ -79,21 +87,23 @@ DEVICE void block_of_keys(float (&b_dk)[BD / 16][2][4], float (&b_dv)[BD / 16][2
     as_a<T>(b_a, b_s);
     accumulate<T, BD>(b_dv, b_a, s_do, i_q * TILE, at.lane);
     as_a<T>(b_a, b_ds);
-    store_a<CHUNK_TOKENS>(s_ds, at.i_w * TILE, i_q % CHUNK_TILES * 2, b_a, at.lane);
+    store_a<SPAN_TOKENS>(s_ds, at.i_w * TILE, i_q % SPAN_TILES * 2, b_a, at.lane);
     accumulate<T, BD>(b_dk, b_a, s_q, i_q * TILE, at.lane);
 }
 
 // dQ of the chunk's tiles [i_q, last): blocks of [16, BC] divided among the warps. Leaves them in s_q, which the chunk needs no more.
+// s_ds: the chunk's spans, `span_bytes` each.
 template <class T, int BD>
-DEVICE void chunk_of_queries(const AttentionParams& p, const Place& at, uint32_t s_q, uint32_t s_k, uint32_t s_ds, int i_q, int last) {
-    constexpr int BC = BD % 32 == 0 ? 32 : 16;
+DEVICE void chunk_of_queries(const AttentionParams& p, const Place& at, uint32_t s_q, uint32_t s_k, uint32_t s_ds, int span_bytes, int i_q, int last) {
+    constexpr int BC = DQ_NUMBERS<BD>;
     for (int i = at.i_w; i < (last - i_q) * (BD / BC); i += p.warps) {
         const int tile = i / (BD / BC), chunk = i % (BD / BC) * (BC / 8);
+        const uint32_t s_span = s_ds + tile / SPAN_TILES * span_bytes;
         float b_dq[BC / 16][2][4] = {};  // [16, BC]
 #pragma unroll 1  // unrolled, width 64 spills
         for (int i_k = 0; i_k < at.tiles; i_k++) {
             uint32_t b_a[4];  // [16 queries, 16 keys]
-            load_a_from_transpose<CHUNK_TOKENS>(b_a, s_ds, i_k * TILE, 2 * tile, at.lane);
+            load_a_from_transpose<SPAN_TOKENS>(b_a, s_span, i_k * TILE, tile % SPAN_TILES * 2, at.lane);
 #pragma unroll
             for (int d = 0; d < BC / 16; d++) {
                 uint32_t b_k[4];  // [16 keys, 16]
@@ -120,32 +130,33 @@ KERNEL(32 * WARPS, 1) attention_backward_chunks_kernel(const AttentionParams p) 
     const Place at(p);
     const int rows = tiles_of(p.tokens) * TILE, tile_bytes = rows * Tile<BD>::ROW;
     const uint32_t s_q = shared_memory(), s_k = s_q + tile_bytes, s_v = s_k + tile_bytes, s_do = s_v + tile_bytes, s_ds = s_do + tile_bytes;
-    const uint32_t s_stats = s_ds + rows * Chunk::ROW;
+    const int span_bytes = rows * Span::ROW;
+    const uint32_t s_stats = s_ds + p.spans * span_bytes;
     const int64_t step = static_cast<int64_t>(p.heads) * p.width;
-    const int chunks = (at.tiles + CHUNK_TILES - 1) / CHUNK_TILES;
     load_rows<BD, 2>(s_k, tile_bytes, at.packed(p, p.qkv, 1), step, 0, at.tiles * TILE, at.real, p.width, at.thread, at.threads);
-    for (int c = 0; c < chunks; c++) {
-        const int from = c * CHUNK_TOKENS, to = min(from + CHUNK_TOKENS, at.tiles * TILE);
+    for (int from = 0; from < at.tiles * TILE; from += SPAN_TOKENS) {
+        const int to = min(from + SPAN_TOKENS, at.tiles * TILE);
         load_rows<BD, 1>(s_q, 0, at.packed(p, p.qkv, 0), 0, from, to, at.real, p.width, at.thread, at.threads);
         load_rows<BD, 1>(s_do, 0, at.merged(p, p.dout), 0, from, to, at.real, p.width, at.thread, at.threads);
         copy_commit();
     }
     if (at.i_w < at.tiles) load_lse_and_delta<T, BD>(p, at, s_stats);
     float b_dk[BD / 16][2][4] = {}, b_dv[BD / 16][2][4] = {};  // [16, BD]
-    for (int c = 0; c < chunks; c++) {
-        const int i_q = c * CHUNK_TILES, last = min(i_q + CHUNK_TILES, at.tiles);
-        copy_wait_for(chunks - 1 - c);
-        sync_block();  // the chunk is there, and the previous one's dS is free
-        if (at.i_w < at.tiles) {
-            for (int i = i_q; i < last; i++) block_of_keys<T, BD>(b_dk, b_dv, at, p.scale * LOG2_E, s_q, s_k, s_v, s_do, s_stats, s_ds, i);
+    for (int i = 0, first = 0; i < at.tiles; i++) {  // first: of the chunk
+        if (i % SPAN_TILES == 0) {
+            copy_wait_for(spans_of(at.tiles - i) - 1);
+            sync_block();  // the span is there, and the previous chunk's dS is free
         }
-        sync_block();  // dS is complete, and the chunk's q is free
-        chunk_of_queries<T, BD>(p, at, s_q, s_k, s_ds, i_q, last);
+        const uint32_t s_span = s_ds + (i - first) / SPAN_TILES * span_bytes;
+        if (at.i_w < at.tiles) block_of_keys<T, BD>(b_dk, b_dv, at, p.scale * LOG2_E, s_q, s_k, s_v, s_do, s_stats, s_span, i);
+        if (i + 1 < at.tiles && i + 1 - first < p.spans * SPAN_TILES) continue;
+        sync_block();  // dS is complete, and the chunk's q is free; after the last, v and dO are
+        chunk_of_queries<T, BD>(p, at, s_q, s_k, s_ds, span_bytes, first, i + 1);
+        first = i + 1;
     }
-    sync_block();  // k is free
     if (at.i_w >= at.tiles) return;
-    store_gradient<T, BD>(b_dk, p.scale, s_k, at.packed(p, p.dqkv, 1), at.i_w * TILE, at.real, p.width, at.lane);
-    store_gradient<T, BD>(b_dv, 1.f, s_v, at.packed(p, p.dqkv, 2), at.i_w * TILE, at.real, p.width, at.lane);
+    store_gradient<T, BD>(b_dk, p.scale, s_v, at.packed(p, p.dqkv, 1), at.i_w * TILE, at.real, p.width, at.lane);
+    store_gradient<T, BD>(b_dv, 1.f, s_do, at.packed(p, p.dqkv, 2), at.i_w * TILE, at.real, p.width, at.lane);
 }
 
 }  // namespace smi

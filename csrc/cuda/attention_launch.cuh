@@ -12,8 +12,40 @@ namespace smi {
 struct Launch {
     void (*kernel)(AttentionParams);
     int warps;
-    int bytes;  // of shared memory
+    int bytes;      // of shared memory
+    int spans = 0;  // AttentionParams::spans
 };
+
+// Bytes of shared memory that a device has: for a block at most, and in a multiprocessor, where each block takes BLOCK_BYTES more.
+struct Room {
+    int block, multiprocessor;
+};
+constexpr int BLOCK_BYTES = 1024;
+
+// Turns that the warps of long backward, one for each tile, take at dQ.
+template <int BD>
+int turns_at_dq(int tiles, int spans) {
+    int turns = 0;
+    for (int left = tiles; left > 0; left -= spans * SPAN_TILES) {
+        const int chunk = left < spans * SPAN_TILES ? left : spans * SPAN_TILES;
+        turns += (chunk * (BD / DQ_NUMBERS<BD>) + tiles - 1) / tiles;
+    }
+    return turns;
+}
+
+// Spans of a chunk: those at which warps idle least, and then those at which they meet least often, where shared memory holds as many blocks.
+template <int BD>
+int spans_for(int tiles, Room room) {
+    const int by_registers = warps_of(BD) / tiles;
+    const auto blocks = [&](int spans) {
+        const int bytes = chunks_bytes<BD>(tiles, spans), by_memory = room.multiprocessor / (bytes + BLOCK_BYTES);
+        return bytes > room.block ? 0 : by_memory < by_registers ? by_memory : by_registers;
+    };
+    int best = 1;
+    for (int spans = 2; spans <= spans_of(tiles); spans++)
+        if (blocks(spans) >= blocks(best) && turns_at_dq<BD>(tiles, spans) <= turns_at_dq<BD>(tiles, best)) best = spans;
+    return best;
+}
 
 template <class T, int BD>
 Launch forward_launch(int tokens) {
@@ -28,19 +60,20 @@ Launch forward_launch(int tokens) {
 }
 
 template <class T, int BD>
-Launch backward_launch(int tokens) {
+Launch backward_launch(int tokens, Room room) {
     constexpr int W = warps_of(BD);
     const int tiles = tiles_of(tokens);
     if (tiles <= 2) return {attention_backward_strip_kernel<T, BD, 2, W / 2>, 2, strip_bytes<BD>(2)};
     if (tiles == 3) return {attention_backward_strip_kernel<T, BD, 3, W / 3>, 3, strip_bytes<BD>(3)};
     if (tiles == 4) return {attention_backward_strip_kernel<T, BD, 4, W / 4>, 4, strip_bytes<BD>(4)};
-    return {attention_backward_chunks_kernel<T, BD, W>, tiles, chunks_bytes<BD>(tiles)};
+    const int spans = spans_for<BD>(tiles, room);
+    return {attention_backward_chunks_kernel<T, BD, W>, tiles, chunks_bytes<BD>(tiles, spans), spans};
 }
 
 template <int BD>
-Launch launch_of(const AttentionParams& p, bool backward) {
-    if (p.number == Number::bf16) return backward ? backward_launch<bf16, BD>(p.tokens) : forward_launch<bf16, BD>(p.tokens);
-    return backward ? backward_launch<fp16, BD>(p.tokens) : forward_launch<fp16, BD>(p.tokens);
+Launch launch_of(const AttentionParams& p, bool backward, Room room) {
+    if (p.number == Number::bf16) return backward ? backward_launch<bf16, BD>(p.tokens, room) : forward_launch<bf16, BD>(p.tokens);
+    return backward ? backward_launch<fp16, BD>(p.tokens, room) : forward_launch<fp16, BD>(p.tokens);
 }
 
 }  // namespace smi

@@ -25,10 +25,22 @@ inline AttentionParams images_from(AttentionParams p, int64_t first) {
     return p;
 }
 
+// Of the current device.
+inline cudaError_t room_of_device(Room& room) {
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&room.block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&room.multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    return error;
+}
+
 template <int BD>
 cudaError_t run_attention(AttentionParams p, bool backward, cudaStream_t stream) {
-    const Launch launch = launch_of<BD>(p, backward);
+    Room room{};
+    if (const cudaError_t error = room_of_device(room); error != cudaSuccess) return error;
+    const Launch launch = launch_of<BD>(p, backward, room);
     p.warps = launch.warps;
+    p.spans = launch.spans;
     if (launch.bytes > 48 * 1024) {
         const cudaError_t error =
             cudaFuncSetAttribute(reinterpret_cast<const void*>(launch.kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, launch.bytes);

@@ -118,7 +118,7 @@ const void* expect_operand(const std::optional<Tensor>& x, const char* name, std
 }
 
 // x [rows, depth], weight [columns, depth] or, `transposed`, [depth, columns]; out [rows, columns].
-smi::LinearParams params_of(const Tensor& x, const Tensor& weight, bool transposed, const Tensor& out, bool stream_k = false) {
+smi::LinearParams params_of(const Tensor& x, const Tensor& weight, bool transposed, const Tensor& out, int64_t division) {
     const ScalarType type = x.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::BFloat16 || type == ScalarType::Half, "x must be bfloat16 or float16");
     STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2, "x and weight must be matrices");
@@ -129,6 +129,7 @@ smi::LinearParams params_of(const Tensor& x, const Tensor& weight, bool transpos
     const int32_t device = x.get_device_index();
     STD_TORCH_CHECK(x.is_cuda() && attribute(cudaDevAttrComputeCapabilityMajor, device) == 9 && attribute(cudaDevAttrComputeCapabilityMinor, device) == 0,
                     "x must be on a CUDA device of compute capability 9.0");
+    STD_TORCH_CHECK(division >= 0 && division <= static_cast<int64_t>(smi::Division::stream_k), "division must be 0, 1 or 2, not ", division);
     smi::LinearParams p{};
     p.x = expect_operand(x, "x", {rows, depth}, x);
     p.weight = expect_operand(weight, "weight", {transposed ? depth : columns, transposed ? columns : depth}, x);
@@ -136,7 +137,7 @@ smi::LinearParams params_of(const Tensor& x, const Tensor& weight, bool transpos
     p.rows = static_cast<int>(rows);
     p.columns = static_cast<int>(columns);
     p.depth = static_cast<int>(depth);
-    p.stream_k = stream_k;
+    p.division = static_cast<smi::Division>(division);
     p.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
     return p;
 }
@@ -165,23 +166,23 @@ void run_linear(const smi::LinearParams& p, const Tensor& x) {
     }
 }
 
-void linear_gelu(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor out, std::optional<Tensor> saved) {
-    smi::LinearParams p = params_of(x, weight, false, out);
+void linear_gelu(Tensor x, Tensor weight, std::optional<Tensor> bias, Tensor out, std::optional<Tensor> saved, int64_t division) {
+    smi::LinearParams p = params_of(x, weight, false, out, division);
     p.bias = expect_operand(bias, "bias", {p.columns}, x);
     p.saved = const_cast<void*>(expect_operand(saved, "saved", {p.rows, p.columns}, x));
     run_linear<smi::Linear::gelu>(p, x);
 }
 
-void linear_residual(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> gamma, Tensor residual, Tensor out, bool stream_k) {
-    smi::LinearParams p = params_of(x, weight, false, out, stream_k);
+void linear_residual(Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> gamma, Tensor residual, Tensor out, int64_t division) {
+    smi::LinearParams p = params_of(x, weight, false, out, division);
     p.bias = expect_operand(bias, "bias", {p.columns}, x);
     p.gamma = expect_operand(gamma, "gamma", {p.columns}, x);
     p.other = expect_operand(residual, "residual", {p.rows, p.columns}, x);
     run_linear<smi::Linear::residual>(p, x);
 }
 
-void linear_gelu_gradient(Tensor grad, Tensor weight, Tensor saved, Tensor out) {
-    smi::LinearParams p = params_of(grad, weight, true, out);
+void linear_gelu_gradient(Tensor grad, Tensor weight, Tensor saved, Tensor out, int64_t division) {
+    smi::LinearParams p = params_of(grad, weight, true, out, division);
     p.other = expect_operand(saved, "saved", {p.rows, p.columns}, grad);
     run_linear<smi::Linear::gelu_gradient>(p, grad);
 }
@@ -197,9 +198,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(smi_cuda, m) {
     m.def("attention_backward(Tensor dout, Tensor qkv, Tensor? index, Tensor? lengths, Tensor out, Tensor lse, float scale, Tensor(a!) dqkv) -> ()");
 #endif
 #ifdef SMI_LINEAR
-    m.def("linear_gelu(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out, Tensor(b!)? saved) -> ()");
-    m.def("linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor? gamma, Tensor residual, Tensor(a!) out, bool stream_k) -> ()");
-    m.def("linear_gelu_gradient(Tensor grad, Tensor weight, Tensor saved, Tensor(a!) out) -> ()");
+    m.def("linear_gelu(Tensor x, Tensor weight, Tensor? bias, Tensor(a!) out, Tensor(b!)? saved, int division) -> ()");
+    m.def("linear_residual(Tensor x, Tensor weight, Tensor? bias, Tensor? gamma, Tensor residual, Tensor(a!) out, int division) -> ()");
+    m.def("linear_gelu_gradient(Tensor grad, Tensor weight, Tensor saved, Tensor(a!) out, int division) -> ()");
 #endif
 }
 

@@ -14,6 +14,13 @@ enum class Linear {
     gelu_gradient,  // out = acc times the derivative, from what `gelu` saved (`other`)  W [depth, columns]
 };
 
+// How the multiprocessors divide a GEMM.
+enum class Division {
+    large,     // tiles of 128 x 192 results
+    small,     // tiles of 64 x 128, where large ones leave multiprocessors idle
+    stream_k,  // equal parts of all contractions, large tiles; residual only
+};
+
 struct LinearParams {
     const void* x;             // [rows, depth]; all have 16 bits a number, are contiguous and start at multiples of 16 bytes
     const void* weight;        // [columns, depth] or [depth, columns], as Linear says
@@ -25,7 +32,7 @@ struct LinearParams {
     void* workspace;           // as many bytes as the kernel names
     int rows, columns, depth;  // columns and depth are multiples of 8: TMA takes pitches of 16 bytes
     int multiprocessors;       // of the device
-    bool stream_k;             // multiprocessors take equal parts of all contractions instead of whole tiles; residual only
+    Division division;
 };
 
 }  // namespace smi

@@ -27,21 +27,29 @@ constexpr auto NEAREST = cutlass::FloatRoundStyle::round_to_nearest;
 // 128 x 192 results, 64 along the contraction at a time. 192 divides the widths of all DeiT models (192, 384, 768 and four times these). The tensor
 // cores need 768 cycles a step, in which 40 KB of operands arrive, 53 bytes a cycle; 64 x 192 would need 85 and 128 x 128 64, where a multiprocessor
 // takes 64 at most.
-using Tile = Shape<Int<128>, Int<192>, Int<64>>;
+using LargeTile = Shape<Int<128>, Int<192>, Int<64>>;
+// For few rows: a third of the results, 384 cycles a step, in which 24 KB arrive.
+using SmallTile = Shape<Int<64>, Int<128>, Int<64>>;
 // A warpgroup a tile, two of which take turns: the epilogue of one runs behind the multiplications of the other.
 struct PingPong {
+    using Tile = LargeTile;
     using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedPingpong;
     using Epilogue = cutlass::epilogue::TmaWarpSpecialized;
     using Scheduler = cutlass::gemm::PersistentScheduler;
 };
+struct SmallPingPong : PingPong {
+    using Tile = SmallTile;
+};
 // Two warpgroups a tile, half of its sums each: for an epilogue that needs more registers than 192 sums a thread leave (GELU and its derivative).
 struct Cooperative {
+    using Tile = LargeTile;
     using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
     using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
     using Scheduler = cutlass::gemm::PersistentScheduler;
 };
 // The same, and multiprocessors take equal parts of all contractions; parts of one tile are added in a fixed order, so that bits repeat.
 struct StreamK {
+    using Tile = LargeTile;
     using Mainloop = cutlass::gemm::KernelTmaWarpSpecializedCooperative;
     using Epilogue = cutlass::epilogue::TmaWarpSpecializedCooperative;
     using Scheduler = cutlass::gemm::StreamKScheduler;
@@ -77,7 +85,7 @@ template <template <class> class F, class To, class... Children>
 using Apply = fusion::Sm90EVT<fusion::Sm90Compute<F, To, float, NEAREST>, Children...>;
 
 // [columns], the same in every row; null: a constant.
-template <class E>
+template <class Tile, class E>
 using PerColumn = fusion::Sm90RowBroadcast<0, Tile, E, float>;
 
 // Each kind: the layout of W, what is read beside x and W (Source), the visitor tree and its arguments.
@@ -87,12 +95,12 @@ struct GeluLayer {
     using Turns = T;
     using Source = void;
     using Weight = Column;
-    using Descriptor = cutlass::epilogue::collective::detail::EpilogueDescriptor<Tile, cutlass::epilogue::collective::EpilogueTileAuto, E, E,
+    using Descriptor = cutlass::epilogue::collective::detail::EpilogueDescriptor<typename T::Tile, cutlass::epilogue::collective::EpilogueTileAuto, E, E,
                                                                                  typename T::Epilogue>;
     using Store = cutlass::epilogue::collective::detail::AuxStoreDescriptor<Descriptor, Row, E>;
     using SavedTensor = fusion::Sm90AuxStore<Store::Stages, typename Descriptor::EpilogueTile, E, NEAREST, typename Store::Stride,
                                              typename Store::SmemLayoutAtom, typename Store::CopyOpR2S>;
-    using Tree = fusion::Sm90SplitTreeVisitor<Apply<Add, float, fusion::Sm90AccFetch, PerColumn<E>>, Apply<Gelu, E, fusion::Sm90SplitTreeFetch>,
+    using Tree = fusion::Sm90SplitTreeVisitor<Apply<Add, float, fusion::Sm90AccFetch, PerColumn<typename T::Tile, E>>, Apply<Gelu, E, fusion::Sm90SplitTreeFetch>,
                                               fusion::Sm90EVT<SavedTensor, Apply<Saved, E, fusion::Sm90SplitTreeFetch>>>;
     static typename Tree::Arguments arguments(const LinearParams& p) {
         return {
@@ -109,7 +117,7 @@ struct ResidualLayer {
     using Turns = T;
     using Source = E;
     using Weight = Column;
-    using Tree = Apply<Residual, E, fusion::Sm90AccFetch, PerColumn<E>, PerColumn<E>, fusion::Sm90SrcFetch<E>>;
+    using Tree = Apply<Residual, E, fusion::Sm90AccFetch, PerColumn<typename T::Tile, E>, PerColumn<typename T::Tile, E>, fusion::Sm90SrcFetch<E>>;
     static typename Tree::Arguments arguments(const LinearParams& p) {
         return {{}, {static_cast<const E*>(p.bias), E(0)}, {static_cast<const E*>(p.gamma), E(1)}, {}, {}};
     }
@@ -130,6 +138,7 @@ struct LinearGemm {
     using Layer = L;
     using E = typename Layer::Number;
     using T = typename Layer::Turns;
+    using Tile = typename T::Tile;
     using Epilogue = typename cutlass::epilogue::collective::CollectiveBuilder<
         cutlass::arch::Sm90, cutlass::arch::OpClassTensorOp, Tile, Cluster, cutlass::epilogue::collective::EpilogueTileAuto, float, float,
         typename Layer::Source, Row, ALIGNMENT, E, Row, ALIGNMENT, typename T::Epilogue, typename Layer::Tree>::CollectiveOp;
@@ -169,9 +178,10 @@ using Element = std::conditional_t<NUMBER == Number::bf16, cutlass::bfloat16_t, 
 
 // f(the kernel). Only `residual` has stream-K: its epilogue is short, its contraction long.
 template <Linear KIND, Number NUMBER, class F>
-auto with_gemm(bool stream_k, F f) {
+auto with_gemm(Division division, F f) {
+    if (division == Division::small) return f(LinearGemm<LayerOf<KIND, Element<NUMBER>, SmallPingPong>>{});
     if constexpr (KIND == Linear::residual) {
-        if (stream_k) return f(LinearGemm<LayerOf<KIND, Element<NUMBER>, StreamK>>{});
+        if (division == Division::stream_k) return f(LinearGemm<LayerOf<KIND, Element<NUMBER>, StreamK>>{});
     }
     if constexpr (KIND == Linear::gelu) return f(LinearGemm<LayerOf<KIND, Element<NUMBER>, Cooperative>>{});
     else return f(LinearGemm<LayerOf<KIND, Element<NUMBER>, PingPong>>{});
@@ -179,12 +189,12 @@ auto with_gemm(bool stream_k, F f) {
 
 template <Linear KIND, Number NUMBER>
 size_t LinearKernels<KIND, NUMBER>::workspace_bytes(const LinearParams& p) {
-    return with_gemm<KIND, NUMBER>(p.stream_k, [&]<class G>(G) { return G::Gemm::get_workspace_size(G::arguments(p)); });
+    return with_gemm<KIND, NUMBER>(p.division, [&]<class G>(G) { return G::Gemm::get_workspace_size(G::arguments(p)); });
 }
 
 template <Linear KIND, Number NUMBER>
 const char* LinearKernels<KIND, NUMBER>::run(const LinearParams& p, cudaStream_t stream) {
-    return with_gemm<KIND, NUMBER>(p.stream_k, [&]<class G>(G) -> const char* {
+    return with_gemm<KIND, NUMBER>(p.division, [&]<class G>(G) -> const char* {
         const typename G::Gemm::Arguments arguments = G::arguments(p);
         typename G::Gemm gemm;
         cutlass::Status status = G::Gemm::can_implement(arguments);

@@ -9,7 +9,7 @@ namespace smi {
 
 template <Linear KIND, Number NUMBER>
 struct LinearKernels {
-    // Bytes of workspace that `run` needs for these sizes: 0 without stream_k.
+    // Bytes of workspace that `run` needs for these sizes: 0 without Division::stream_k.
     static size_t workspace_bytes(const LinearParams& p);
     // Launches on a stream of the current device, without waiting. Null, or what is wrong.
     static const char* run(const LinearParams& p, cudaStream_t stream);

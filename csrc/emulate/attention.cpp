@@ -8,8 +8,11 @@ struct Outcome {
     std::string error;
 } outcome;
 
+smi::Room room{};  // of the device that is emulated
+
 int run(smi::AttentionParams p, const smi::Launch& launch, emulate::Order order) {
     p.warps = launch.warps;
+    p.spans = launch.spans;
     emulate::Block block;
     for (int image = 0; image < p.batch; image++)
         for (int head = 0; head < p.heads && block.error.empty(); head++)
@@ -32,8 +35,10 @@ auto with_width([[maybe_unused]] int width, F f) {
 
 extern "C" {
 
+void smi_room(int block, int multiprocessor) { room = {block, multiprocessor}; }
+
 int smi_attention(const smi::AttentionParams* p, int backward, int order) {
-    const smi::Launch launch = with_width(p->width, [&]<int BD>() { return smi::launch_of<BD>(*p, backward); });
+    const smi::Launch launch = with_width(p->width, [&]<int BD>() { return smi::launch_of<BD>(*p, backward, room); });
     return run(*p, launch, static_cast<emulate::Order>(order));
 }
 int smi_most_tokens(int width) {
@@ -42,7 +47,7 @@ int smi_most_tokens(int width) {
 int smi_shared_bytes(int tokens, int width, int backward) {
     smi::AttentionParams p{};
     p.tokens = tokens;
-    return with_width(width, [&]<int BD>() { return smi::launch_of<BD>(p, backward).bytes; });
+    return with_width(width, [&]<int BD>() { return smi::launch_of<BD>(p, backward, room).bytes; });
 }
 const char* smi_error() { return outcome.error.c_str(); }
 const emulate::Counters* smi_counters() { return &outcome.counters; }

@@ -79,8 +79,8 @@ struct Walk<fusion::Sm90SrcFetch<E>> {
     static E at(const A&, const Place& place) { return static_cast<const E*>(place.other)[place.m * place.columns + place.n]; }
 };
 
-template <class E>
-struct Walk<PerColumn<E>> {
+template <class Tile, class E>
+struct Walk<PerColumn<Tile, E>> {
     template <class A>
     static E at(const A& argument, const Place& place) { return argument.ptr_row ? argument.ptr_row[place.n] : argument.null_default; }
 };
@@ -132,10 +132,10 @@ void epilogue(const LinearParams& p, const float* acc) {
 }
 
 template <class F>
-void with_kernel(int kind, bool stream_k, F f) {  // in bfloat16; float16 differs in the last conversion only
-    if (kind == 0) with_gemm<Linear::gelu, Number::bf16>(stream_k, f);
-    if (kind == 1) with_gemm<Linear::residual, Number::bf16>(stream_k, f);
-    if (kind == 2) with_gemm<Linear::gelu_gradient, Number::bf16>(stream_k, f);
+void with_kernel(int kind, Division division, F f) {  // in bfloat16; float16 differs in the last conversion only
+    if (kind == 0) with_gemm<Linear::gelu, Number::bf16>(division, f);
+    if (kind == 1) with_gemm<Linear::residual, Number::bf16>(division, f);
+    if (kind == 2) with_gemm<Linear::gelu_gradient, Number::bf16>(division, f);
 }
 
 }  // namespace
@@ -149,11 +149,11 @@ extern "C" cudaError_t cudaGetDriverEntryPointByVersion(const char*, void** func
 
 // What would be launched; kind: as Linear of csrc/cuda/linear.h.
 extern "C" const void* smi_linear_launch(int kind, const LinearParams* p) {
-    with_kernel(kind, p->stream_k, [&]<class G>(G) { describe<G>(*p); });
+    with_kernel(kind, p->division, [&]<class G>(G) { describe<G>(*p); });
     return &found;
 }
 
 // out, and what is saved, from acc [rows, columns] by the visitor tree.
 extern "C" void smi_linear_epilogue(int kind, const LinearParams* p, const float* acc) {
-    with_kernel(kind, p->stream_k, [&]<class G>(G) { epilogue<G>(*p, acc); });
+    with_kernel(kind, p->division, [&]<class G>(G) { epilogue<G>(*p, acc); });
 }

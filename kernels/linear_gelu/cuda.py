@@ -7,17 +7,17 @@ it: the layer behind has f' in its epilogue (`linear_residual.backward_gelu`).
 import torch
 from torch import Tensor
 
+from ..cuda_calls import division_of, linear_unsupported, matrix, vector
 from ..cuda_calls import linear_ensure_built as ensure_built
 from ..cuda_calls import linear_is_built as is_built
 from ..cuda_calls import linear_library as library
 from ..cuda_calls import linear_unavailable as unavailable
-from ..cuda_calls import linear_unsupported, matrix, vector
 from .stock import backward
 
 __all__ = ["backward", "ensure_built", "forward", "is_built", "unavailable", "unsupported"]
 
-
 LEFT_TO = "triton"  # where SMI_BACKEND=cuda: a few rows, other devices, no headers
+EPILOGUE = 5760  # cycles of a scheduler for GELU and f' of a large tile, by about 30 instructions a number: no other tile hides them (csrc/README.md)
 
 
 def unsupported(function: str, *args) -> str | None:
@@ -33,5 +33,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str, kee
     """y and f'(h) as in op.py."""
     y = torch.empty(*x.shape[:-1], weight.shape[0], dtype=x.dtype, device=x.device)
     slope = torch.empty_like(y) if keep else y.new_empty(0)
-    library().linear_gelu(matrix(x), matrix(weight), vector(bias), matrix(y), matrix(slope) if keep else None)
+    rows = matrix(x)
+    division = division_of(rows, len(weight), exposed=EPILOGUE)
+    library().linear_gelu(rows, matrix(weight), vector(bias), matrix(y), matrix(slope) if keep else None, division)
     return y, slope

@@ -24,7 +24,7 @@ class Params(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "gamma", "other", "out", "saved", "workspace")),
         *((name, ctypes.c_int) for name in ("rows", "columns", "depth", "multiprocessors")),
-        ("stream_k", ctypes.c_bool),
+        ("division", ctypes.c_int),
     ]
 
 
@@ -76,24 +76,24 @@ class EmulatedLinear:
         self.library = library
         self.launch = None
 
-    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, saved: Tensor | None) -> None:
-        self._call("gelu", x, weight, len(weight), bias=bias, out=out, saved=saved)
+    def linear_gelu(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, saved: Tensor | None, division: int) -> None:
+        self._call("gelu", x, weight, len(weight), division, bias=bias, out=out, saved=saved)
 
-    def linear_residual(self, x, weight, bias, gamma, residual, out, stream_k: bool) -> None:
-        self._call("residual", x, weight, len(weight), stream_k, bias=bias, gamma=gamma, other=residual, out=out)
+    def linear_residual(self, x, weight, bias, gamma, residual, out, division: int) -> None:
+        self._call("residual", x, weight, len(weight), division, bias=bias, gamma=gamma, other=residual, out=out)
 
-    def linear_gelu_gradient(self, grad: Tensor, weight: Tensor, saved: Tensor, out: Tensor) -> None:
-        self._call("gelu_gradient", grad, weight, weight.shape[1], other=saved, out=out)
+    def linear_gelu_gradient(self, grad: Tensor, weight: Tensor, saved: Tensor, out: Tensor, division: int) -> None:
+        self._call("gelu_gradient", grad, weight, weight.shape[1], division, other=saved, out=out)
 
-    def describe(self, kind: str, rows: int, columns: int, depth: int, stream_k: bool = False, **addresses: int) -> tuple[Params, Launch]:
-        params = Params(rows=rows, columns=columns, depth=depth, multiprocessors=MULTIPROCESSORS, stream_k=stream_k, **addresses)
+    def describe(self, kind: str, rows: int, columns: int, depth: int, division: int, **addresses: int) -> tuple[Params, Launch]:
+        params = Params(rows=rows, columns=columns, depth=depth, multiprocessors=MULTIPROCESSORS, division=division, **addresses)
         return params, self.library.smi_linear_launch(KINDS.index(kind), ctypes.byref(params)).contents
 
-    def _call(self, kind: str, x: Tensor, weight: Tensor, columns: int, stream_k: bool = False, **tensors: Tensor | None) -> None:
+    def _call(self, kind: str, x: Tensor, weight: Tensor, columns: int, division: int, **tensors: Tensor | None) -> None:
         tensors = {name: t for name, t in (tensors | {"x": x, "weight": weight}).items() if t is not None}
         assert all(t.is_contiguous() and t.data_ptr() % 16 == 0 and t.dtype == torch.bfloat16 for t in tensors.values())
         addresses = {name: t.data_ptr() for name, t in tensors.items()}
-        params, self.launch = self.describe(kind, len(x), columns, x.shape[1], stream_k, **addresses)
+        params, self.launch = self.describe(kind, len(x), columns, x.shape[1], division, **addresses)
         assert self.launch.possible
         maps = self.launch.maps
         left = mapped(x, maps[addresses["x"]])  # [depth, rows] or [rows, depth], as the map says

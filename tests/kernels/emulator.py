@@ -10,6 +10,8 @@ from torch import Tensor
 
 CSRC = Path(__file__).parents[2] / "csrc"
 ORDERS = ("ascending", "descending", "shuffled")  # in which the threads of a block take turns
+# bytes of shared memory by compute capability: of a block, of a multiprocessor
+ROOMS = {"8.0": (163 << 10, 164 << 10), "8.6": (99 << 10, 100 << 10), "9.0": (227 << 10, 228 << 10)}
 FLAGS = ("-std=c++20", "-O2", "-U_FORTIFY_SOURCE", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-DSMI_EMULATE", "-shared", "-fPIC")
 
 
@@ -24,6 +26,7 @@ class Params(ctypes.Structure):
         ("wide_lengths", ctypes.c_bool),
         ("number", ctypes.c_int),
         ("warps", ctypes.c_int),
+        ("spans", ctypes.c_int),
     ]
 
 
@@ -59,9 +62,10 @@ def is_wide(x: Tensor | None) -> bool:
 class Emulator:
     """The raw functions of kernels/attention/cuda.py, on CPU tensors, by the emulated kernels. `counters` describes the last call."""
 
-    def __init__(self, library: ctypes.CDLL, order: str = "ascending"):
+    def __init__(self, library: ctypes.CDLL, order: str = "ascending", device: str = "9.0"):
         self.library = library
         self.order = ORDERS.index(order)
+        library.smi_room(*ROOMS[device])
 
     @property
     def counters(self) -> Counters:

@@ -56,15 +56,15 @@ def run_reference(case: dict, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return out.detach(), torch.autograd.grad(out, qkv, case["grad"].nan_to_num(0).to(dtype))[0]
 
 
-def run_emulated(library: ctypes.CDLL, case: dict, order: str = "ascending") -> tuple[Tensor, Tensor, Tensor]:
-    machine = emulator.Emulator(library, order)
+def run_emulated(library: ctypes.CDLL, case: dict, order: str = "ascending", device: str = "9.0") -> tuple[Tensor, Tensor, Tensor]:
+    machine = emulator.Emulator(library, order, device)
     arguments = case["index"], case["lengths"]
     out, lse = machine.forward(case["qkv"], *arguments, case["scale"])
     return out, lse, machine.backward(case["grad"], case["qkv"], *arguments, out, lse, case["scale"])
 
 
-def check(library: ctypes.CDLL, case: dict, dtype: torch.dtype, order: str = "ascending") -> None:
-    out, _, grad = run_emulated(library, case, order)
+def check(library: ctypes.CDLL, case: dict, dtype: torch.dtype, order: str = "ascending", device: str = "9.0") -> None:
+    out, _, grad = run_emulated(library, case, order, device)
     true_out, true_grad = run_reference(case, torch.float64)
     plain_out, plain_grad = run_reference(case, dtype)
     assert_close_enough("out", out, plain_out, true_out)
@@ -106,11 +106,19 @@ def test_padded_widths_and_the_largest_sizes(library, n, width):
 
 
 @needs_compiler
-@pytest.mark.parametrize("n", [47, 99])
-def test_results_do_not_depend_on_the_order_of_threads(library, n):
-    """Bit for bit: a race, or a sum whose order is not fixed, would show."""
+@pytest.mark.parametrize(("n", "device", "spans"), [(99, "9.0", 2), (144, "8.6", 1), (197, "8.0", 2), (256, "9.0", 2)])
+def test_chunks_of_queries_as_many_as_shared_memory_holds(library, n, device, spans):
+    emulator.Emulator(library, device=device)
+    assert library.smi_shared_bytes(n, 64, 1) == -(-n // 16) * 16 * (4 * 128 + spans * 128 + 8)
+    check(library, example(n, 64, torch.bfloat16, False, True), torch.bfloat16, device=device)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("n", "device"), [(47, "9.0"), (99, "9.0"), (99, "8.6")])
+def test_results_do_not_depend_on_the_order_of_threads(library, n, device):
+    """Bit for bit: a race, or a sum whose order is not fixed, would show. Nor on how many queries are a chunk."""
     case = example(n, 64, torch.bfloat16, True, True)
-    results = [run_emulated(library, case, order) for order in emulator.ORDERS]
+    results = [run_emulated(library, case), *(run_emulated(library, case, order, device) for order in emulator.ORDERS)]
     for other, tensor in itertools.product(range(1, len(results)), range(3)):
         torch.testing.assert_close(results[other][tensor], results[0][tensor], rtol=0, atol=0)
 
@@ -165,6 +173,7 @@ def test_no_bank_conflicts(library, n, width):
 
 @needs_compiler
 def test_the_executor_of_ptx_chooses_as_the_launch_does(library):
+    emulator.Emulator(library, device="8.0")
     for width, most in cuda.MOST_TOKENS.items():
         for backward, tokens in itertools.product((False, True), range(1, most + 1)):
             assert executed.choose(backward, width, tokens).shared == library.smi_shared_bytes(tokens, width, int(backward))
@@ -175,9 +184,10 @@ def test_limits_are_those_of_the_sources(library):
     """MOST_TOKENS of cuda.py against csrc, and shared memory within what each generation gives a block."""
     for width, most in cuda.MOST_TOKENS.items():
         assert library.smi_most_tokens(width) == most
-        for limits, kibibytes in ((cuda.MOST_TOKENS, 163), (cuda.MOST_TOKENS_99KB, 99)):
+        for limits, device in ((cuda.MOST_TOKENS, "9.0"), (cuda.MOST_TOKENS, "8.0"), (cuda.MOST_TOKENS_99KB, "8.6")):
+            emulator.Emulator(library, device=device)
             needed = [library.smi_shared_bytes(n, width, backward) for n in range(1, limits[width] + 1) for backward in (0, 1)]
-            assert max(needed) <= kibibytes * 1024, (width, kibibytes)
+            assert max(needed) <= emulator.ROOMS[device][0], (width, device)
     assert cuda.supports(47, 64, torch.bfloat16) is None
     assert "not 257" in cuda.supports(257, 64, torch.bfloat16)
     assert "not 60" in cuda.supports(47, 60, torch.bfloat16)
@@ -189,11 +199,12 @@ def test_limits_are_those_of_the_sources(library):
     ("mutation", "file"),
     [
         (("sync_block();  // P and dS are complete", "//"), "attention_backward_strip.cuh"),
+        (("sync_block();  // dS is complete", "//"), "attention_backward_chunks.cuh"),
         (("copy_wait<0>();", ""), "attention_forward.cuh"),
         (("i % 2 >= at.real", "i % 2 > at.real"), "attention_forward.cuh"),
         (("p.scale, s_k, 1", "1.f, s_k, 1"), "attention_backward_strip.cuh"),
     ],
-    ids=["missing barrier", "missing wait", "mask off by one", "dropped scale"],
+    ids=["missing barrier", "missing barrier of a chunk", "missing wait", "mask off by one", "dropped scale"],
 )
 def test_the_emulation_sees_faults(tmp_path, mutation, file):
     """The same kernels with one fault each: the checks above must fail, in some order of threads."""

@@ -3,6 +3,7 @@
 import ctypes
 import shutil
 import subprocess
+import types
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from smi.csrc import build
 from smi.kernels import cuda_calls, dispatch, versions
 from smi.kernels.comparison import cast, error_of
+from smi.kernels.linear_gelu import cuda as gelu_cuda
 from smi.kernels.linear_gelu.reference import linear_gelu as gelu_definition
 from smi.kernels.linear_residual import cuda as residual_cuda
 from smi.kernels.linear_residual.reference import linear_residual as residual_definition
@@ -66,7 +68,7 @@ def emulated(emulation, monkeypatch) -> EmulatedLinear:
     machine = EmulatedLinear(emulation)
     for operation in ("linear_gelu", "linear_residual"):
         monkeypatch.setattr(versions.load(operation, "cuda"), "library", lambda: machine)
-    monkeypatch.setattr(residual_cuda, "multiprocessors", lambda device: MULTIPROCESSORS)
+    monkeypatch.setattr(cuda_calls, "multiprocessors", lambda device: MULTIPROCESSORS)
     return machine
 
 
@@ -99,12 +101,14 @@ def test_every_size_of_the_engine_can_be_launched(emulation, kind, columns, dept
     machine = EmulatedLinear(emulation)
     place = {name: 2**40 + i * 2**36 for i, name in enumerate(("x", "weight", "bias", "gamma", "other", "out", "saved", "workspace"))}
     for rows in ROWS:
-        for stream_k in (False, True)[: 1 + (kind == "residual")]:
-            _, launch = machine.describe(kind, rows, columns, depth, stream_k, **place)
+        chosen = cuda_calls.choose_division(rows, columns, depth, MULTIPROCESSORS, stream_k=True)
+        for division in divisions_of(kind):
+            _, launch = machine.describe(kind, rows, columns, depth, division, **place)
             assert launch.possible
-            assert launch.workspace == 0 if not stream_k else launch.workspace < 2**26
-            if stream_k and residual_cuda.divide_contraction(rows, columns, depth, MULTIPROCESSORS):
-                assert launch.workspace > 0
+            assert launch.workspace == 0 if division != cuda_calls.STREAM_K else launch.workspace < 2**26
+            assert launch.workspace > 0 or not division == chosen == cuda_calls.STREAM_K
+            tile = cuda_calls.SMALL_TILE if division == cuda_calls.SMALL else cuda_calls.LARGE_TILE
+            assert launch.maps[place["x"]].box[1] == tile.BM
             assert 100_000 < launch.shared <= SHARED_LIMIT
             assert (launch.threads, launch.stages >= 3) == (384, True)
             assert 1 <= launch.grid[0] * launch.grid[1] * launch.grid[2] <= MULTIPROCESSORS
@@ -114,6 +118,10 @@ def test_every_size_of_the_engine_can_be_launched(emulation, kind, columns, dept
             assert launch.maps.keys() == {place[name] for name in sizes}
             for name, (inner, outer) in sizes.items():
                 check_map(launch.maps[place[name]], inner, outer)
+
+
+def divisions_of(kind: str) -> tuple[int, ...]:
+    return tuple(cuda_calls.DIVISIONS) if kind == "residual" else (cuda_calls.LARGE, cuda_calls.SMALL)
 
 
 def check_map(found: emulated_linear.Map, inner: int, outer: int) -> None:
@@ -186,14 +194,16 @@ def check_all(rows: tuple[int, ...], k: int, m: int, dtype: torch.dtype, device:
 @needs_cutlass
 @pytest.mark.parametrize(("rows", "k", "m"), [((2, 47), 48, 200), ((131,), 72, 264), ((64,), 8, 8)])
 @pytest.mark.parametrize(("bias", "gamma"), [(True, True), (False, False)])
-def test_operands_strides_and_epilogues_meet_the_error_rule(emulated, rows, k, m, bias, gamma):
+@pytest.mark.parametrize("division", [cuda_calls.LARGE, cuda_calls.SMALL])
+def test_operands_strides_and_epilogues_meet_the_error_rule(emulated, monkeypatch, division, rows, k, m, bias, gamma):
+    monkeypatch.setattr(cuda_calls, "choose_division", lambda *sizes: division)
     check_all(rows, k, m, torch.bfloat16, "cpu", bias, gamma)
 
 
 @needs_cutlass
-@pytest.mark.parametrize("stream_k", [False, True])
-def test_non_contiguous_and_misaligned_operands(emulated, monkeypatch, stream_k):
-    monkeypatch.setattr(residual_cuda, "divide_contraction", lambda *sizes: stream_k)
+@pytest.mark.parametrize("division", cuda_calls.DIVISIONS)
+def test_non_contiguous_and_misaligned_operands(emulated, monkeypatch, division):
+    monkeypatch.setattr(cuda_calls, "choose_division", lambda *sizes: division)
     given = residual_arguments((3, 40), 64, 48)
     want = residual_definition(**cast(given, torch.bfloat16))
     given = cast(given, torch.bfloat16)
@@ -237,11 +247,36 @@ def test_each_function_asks_about_its_own_arguments(monkeypatch):
     assert residual_cuda.unsupported("backward_gelu", x, w, None, h) == (x, w, "gelu")
 
 
-def test_contractions_are_divided_where_whole_tiles_leave_multiprocessors_idle():
-    """DeiT-Base, the table of kernels/linear_residual/README.md: long contractions where the last wave is not full, and no short ones."""
-    rows = (25216, 6016, 3546, 1044, 522)
-    assert [residual_cuda.divide_contraction(m, 768, 3072, MULTIPROCESSORS) for m in rows] == [False, True, False, True, False]
-    assert not any(residual_cuda.divide_contraction(m, 768, 768, MULTIPROCESSORS) for m in rows)
+def test_gemms_are_divided_where_large_tiles_leave_multiprocessors_idle():
+    """DeiT-Base, the table of csrc/README.md: small tiles for few rows, stream-K for long contractions where the last wave is not full."""
+    rows, (large, small, stream_k) = (25216, 6016, 3546, 2088, 1044, 522), cuda_calls.DIVISIONS
+
+    def chosen(columns: int, depth: int, **options) -> list[int]:
+        return [cuda_calls.choose_division(m, columns, depth, MULTIPROCESSORS, **options) for m in rows]
+
+    assert chosen(768, 3072, stream_k=True) == [large, stream_k, large, stream_k, small, small]
+    assert chosen(768, 768, stream_k=True) == [large, large, large, large, small, small]
+    assert chosen(3072, 768, exposed=gelu_cuda.EPILOGUE) == [large, large, small, small, small, small]
+    assert chosen(3072, 768) == [large] * 6
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device's own number would be asked")
+def test_each_function_asks_for_its_own_division(monkeypatch):
+    """By rows, columns and depth of its GEMM, and only linear_residual's forward for stream-K."""
+    asked = []
+    monkeypatch.setattr(cuda_calls, "multiprocessors", lambda device: MULTIPROCESSORS)
+    monkeypatch.setattr(cuda_calls, "choose_division", lambda *sizes: asked.append(sizes) or cuda_calls.SMALL)
+    library = types.SimpleNamespace(**dict.fromkeys(("linear_gelu", "linear_residual", "linear_gelu_gradient"), lambda *args: given.append(args[-1])))
+    given: list[int] = []
+    for module in (gelu_cuda, residual_cuda):
+        monkeypatch.setattr(module, "library", lambda: library)
+    x, w, y = torch.randn(2, 5, 16), torch.randn(24, 16), torch.randn(2, 5, 24)
+    gelu_cuda.forward(x, w, None, "gelu", True)
+    residual_cuda.forward(x, w, None, y, None)
+    residual_cuda.backward_gelu(y, w, None, x)
+    up, down = (10, 24, 16, MULTIPROCESSORS), (10, 16, 24, MULTIPROCESSORS)
+    assert asked == [(*up, gelu_cuda.EPILOGUE, False), (*up, 0, True), (*down, 0, False)]
+    assert given == [cuda_calls.SMALL] * 3
 
 
 def test_without_headers_there_is_a_reason(monkeypatch, tmp_path):
@@ -292,12 +327,12 @@ def test_linear_layers_on_the_device(rows, k, m, dtype, bias, gamma):
 
 
 @needs_device
-@pytest.mark.parametrize("stream_k", [False, True])
-def test_bits_repeat_on_the_device_and_in_a_graph(monkeypatch, stream_k):
+@pytest.mark.parametrize("division", cuda_calls.DIVISIONS)
+def test_bits_repeat_on_the_device_and_in_a_graph(monkeypatch, division):
     """Twice the same bits, on a stream of its own, captured and replayed."""
     if cuda_calls.linear_unavailable() or cuda_calls.linear_ensure_built():
         pytest.skip(cuda_calls.linear_unavailable() or cuda_calls.linear_ensure_built())
-    monkeypatch.setattr(residual_cuda, "divide_contraction", lambda *sizes: stream_k)
+    monkeypatch.setattr(cuda_calls, "choose_division", lambda *sizes: division)
     given = {name: x.to("cuda", torch.bfloat16) for name, x in residual_arguments((6016,), 3072, 768).items()}
     want = residual_cuda.forward(**given)
     graph = torch.cuda.CUDAGraph()
