@@ -10,7 +10,8 @@ import re
 import triton
 import triton.language as tl
 
-FENCES_COPIES = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3])) >= (3, 7, 1)
+TRITON = tuple(map(int, re.findall(r"\d+", triton.__version__)[:3]))  # the version in use
+FENCES_COPIES = TRITON >= (3, 7, 1)
 FENCE = tl.constexpr("" if FENCES_COPIES else "fence.proxy.async.shared::cta; mov.u32 $0, 0;")  # an instruction needs a result
 SAME_REGISTERS = tl.constexpr("=f,0")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import tuned
 from ..compile_case import CompileCase
-from ..hopper import fence_copies, settled
+from ..hopper import TRITON, fence_copies, settled
 from .sizes import LARGE_FROM
 
 # Tiles: tokens BT, model dimensions BD, patch pixels BK, warps, stages. Forward sums over BK, backward over BD.
@@ -23,6 +23,8 @@ from .sizes import LARGE_FROM
 # address arithmetic in registers. float32: GEMMs are IEEE, on no tensor core, so tiles are small. (from the compiler's report, not timed)
 FORWARD_TILES = {"large": (128, 128, 32, 8, 4), "small": (64, 64, 32, 4, 4), "float32": (64, 64, 16, 8, 2)}
 BACKWARD_TILES = {"large": (128, 64, 128, 8, 3), "small": (64, 64, 64, 4, 3), "float32": (64, 32, 64, 8, 2)}
+if TRITON >= (3, 7):  # keeps the offsets of the pixels in registers: half as many results a thread, or it spills (compile gate of the newest Triton)
+    BACKWARD_TILES = {"large": (64, 64, 128, 8, 3), "small": (64, 64, 64, 8, 3), "float32": (64, 32, 32, 8, 2)}
 
 
 @triton.jit
