@@ -19,15 +19,15 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .models.view import View
+from .models.view import MOST_PIXELS, View
 from .models.vit import ViT, describe
 from .plain import one_of, path, whole
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}  # and how files and folders name them
 VARIABLES = {"cifar10": "SMI_CIFAR10", "imagenet": "SMI_IMAGENET"}  # where a name finds its data
 TORCHVISION_CIFAR10 = "cifar-10-batches-py"
-MOST_PIXELS = 1 << 26  # of a picture; a file of a few bytes can claim any number
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+SMALL, MOST_PER_BYTE = 1 << 22, 2000  # pixels of a picture whose file may be of any size; of a larger one for each byte: formats reach a thousand
 
 Pair = tuple[Tensor, int]  # image [C, H, W] as fractions of white, label
 
@@ -147,7 +147,8 @@ def _parquet(files: list[Path]) -> Iterator[Pair]:
                         raise InputError(f"{file} holds an image without a label")
                     if isinstance(target, bool) or not isinstance(target, int):
                         raise InputError(f"{file} must have whole numbers as labels, it has {type(target).__name__} {target!r:.50}")
-                    yield _to_tensor(Image.open(io.BytesIO(picture["bytes"] if isinstance(picture, dict) else picture))), target
+                    held = picture["bytes"] if isinstance(picture, dict) else picture
+                    yield _to_tensor(Image.open(io.BytesIO(held)), len(held)), target
         except InputError:
             raise
         except Exception as error:  # Arrow's readers and Pillow's fail in many ways
@@ -162,7 +163,7 @@ def _torchvision_cifar10(root: Path, split: str) -> Iterator[Pair]:
     except RuntimeError as error:
         raise InputError(f"{root} holds no complete CIFAR-10: {str(error).splitlines()[0]}") from error
     for picture, target in pictures:
-        yield _to_tensor(picture), target
+        yield _to_tensor(picture, picture.width * picture.height), target
 
 
 def _class_folders(path: Path, split: str) -> Iterator[Pair]:
@@ -196,17 +197,17 @@ def _open(path: Path) -> Tensor:
         raise InputError(f"{path} is not a file: it must be a picture")
     try:
         with Image.open(path) as picture:
-            return _to_tensor(picture)
+            return _to_tensor(picture, path.stat().st_size)
     except Exception as error:  # Pillow's readers fail in many ways on what is no picture, or one larger than any
         raise InputError(f"{path} cannot be read as a picture: {error}") from error
 
 
-def _to_tensor(picture: Any) -> Tensor:
-    """[C, H, W] as fractions of white, one channel of a grey picture and three of any other."""
+def _to_tensor(picture: Any, size: int) -> Tensor:
+    """[C, H, W] as fractions of white, one channel of a grey picture and three of any other. size: bytes of its file."""
     import numpy as np
 
-    if picture.width * picture.height > MOST_PIXELS:  # known before the pixels are
-        raise ValueError(f"it has {picture.width}x{picture.height} pixels, more than {MOST_PIXELS}")
+    if picture.width * picture.height > min(MOST_PIXELS, max(SMALL, MOST_PER_BYTE * size)):  # known before the pixels are
+        raise ValueError(f"it claims {picture.width}x{picture.height} pixels, more than {MOST_PIXELS} or than its {size} bytes can hold")
     array = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
-    tensor = torch.from_numpy(array).float() / 255
+    tensor = torch.from_numpy(array).float().div_(255)
     return tensor[None] if tensor.ndim == 2 else tensor.permute(2, 0, 1)

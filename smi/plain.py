@@ -100,6 +100,10 @@ def several(each: Take, count: int | None = None) -> Take:
     return take
 
 
+MEANS = several(real("a number from -1e6 to 1e6", lambda value: abs(value) <= 1e6))  # of pixels, per channel
+STDS = several(real("a positive number from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6))
+
+
 def path(name: str, value: Any) -> Path:
     """A path of a file or folder."""
     if not isinstance(value, str | Path) or "\0" in str(value):

@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from ..plain import LARGEST_SIDE, path, real, scalar, several, whole
+from ..plain import LARGEST_SIDE, MEANS, STDS, path, real, scalar, several, whole
 from . import storage
 from .patches import from_patches
 from .storage import TENSORS
 
 WHOLE = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 MOST_TRAJECTORIES = 1 << 31
-POSITIVE = real("a positive number", lambda value: value > 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +52,8 @@ class SparseImages:
         channels = self.patches.shape[2]
         plain = {
             "grid": several(whole(1), 2)("grid", self.grid),
-            "mean": several(real())("mean", self.mean),
-            "std": several(POSITIVE)("std", self.std),
+            "mean": MEANS("mean", self.mean),
+            "std": STDS("std", self.std),
         }
         for name, values in plain.items():
             object.__setattr__(self, name, values)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..images.sparse_images import SparseImages
-from ..plain import MOST, Take, flag, one_of, real, scalar, several, shown, whole, word
+from ..plain import MEANS, MOST, STDS, Take, flag, one_of, real, scalar, several, shown, whole, word
 from . import augmentation, psaq
 from .importance import Snapshot
 from .losses import TV_WEIGHT, Loss
@@ -220,10 +220,10 @@ class Settings:
     jitter: int | None = setting(None, "largest offset of the augmentation, in pixels", unset="an eighth of each side", take=whole())
     flip: bool | None = setting(None, "whether mirror images keep their class", unset="as the model says, else yes", take=flag)
     mean: tuple[float, ...] | None = setting(
-        None, "mean of the training images per channel, in [0, 1]", unset="the model's own", recorded=None, take=several(real())
+        None, "mean of the training images per channel, in [0, 1]", unset="the model's own", recorded=None, take=MEANS
     )
     std: tuple[float, ...] | None = setting(
-        None, "standard deviation of the training images per channel", unset="the model's own", recorded=None, take=several(POSITIVE)
+        None, "standard deviation of the training images per channel", unset="the model's own", recorded=None, take=STDS
     )
     seed: int = setting(0, "seed of everything that is drawn", take=whole(0, 2**63 - 1))
     engine: str | None = setting(

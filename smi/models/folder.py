@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, RunError
 from ..files import read_json, read_tensors, replace_file, write_json
-from ..plain import LARGEST_SIDE, real, several, whole
+from ..plain import LARGEST_SIDE, MEANS, STDS, real, several, whole
 from ..surroundings import seeded
 from .vit import ViT, describe_weights
 
@@ -117,8 +117,8 @@ def _checked_statistics(statistics: Mapping) -> dict[str, Any]:
     """What is saved of timm's pretrained_cfg, from a file; raises InputError for values that no images have."""
     checked = {name: value for name, value in statistics.items() if name in STATISTICS and (value is None or isinstance(value, bool | str))}
     takes = {
-        "mean": several(real()),
-        "std": several(real("positive", lambda value: value > 0)),
+        "mean": MEANS,
+        "std": STDS,
         "crop_pct": real("positive", lambda value: value > 0),
     }
     for name, take in takes.items():

@@ -14,6 +14,7 @@ from ..plain import one_of, real, scalar
 
 MODES = ("center", "squash", "border")
 SCALERS = ("bicubic", "bilinear", "nearest")
+MOST_PIXELS = 1 << 26  # of a picture, also when it is scaled; a file of a few bytes can claim any number
 PART = real("a positive number of at most 1", lambda value: 0 < value <= 1)
 
 
@@ -49,6 +50,8 @@ class View:
         by = {"center": [max(ratios)] * 2, "squash": ratios, "border": [min(ratios)] * 2}[self.crop_mode]
         nearest = 0.5 if self.crop_mode == "border" else 1e-6  # 1e-6: what is whole but for rounding counts as whole
         rows, columns = (max(1, int(side * ratio + nearest)) for side, ratio in zip(image.shape[1:], by, strict=True))
+        if rows * columns > MOST_PIXELS:
+            raise InputError(f"a picture of {image.shape[1]}x{image.shape[2]} pixels is too long: scaled for the model it would be {rows}x{columns}")
         smooth = {} if self.interpolation == "nearest" else {"antialias": True, "align_corners": False}
         image = F.interpolate(image[None], size=(rows, columns), mode=self.interpolation, **smooth)[0].clamp(0, 1)
         top, left = round((rows - size[0]) / 2), round((columns - size[1]) / 2)

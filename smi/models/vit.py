@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..plain import real, several
+from ..plain import MEANS, STDS
 from ..surroundings import neutral, seeded
 from .activations import name_of
 from .description import Block, Linear, Norm, ViT
@@ -38,8 +38,8 @@ def describe(
     Raises InputError with the reason for a model that is not supported, and where its own logits, pixel gradients or logits of a subset of the tokens
     are others than the description's: it names the first block that differs.
     """
-    mean = None if mean is None else several(real())("mean", mean)
-    std = None if std is None else several(real("positive", lambda value: value > 0))("std", std)
+    mean = None if mean is None else MEANS("mean", mean)
+    std = None if std is None else STDS("std", std)
     vit = describe_weights(model, flip=flip, frozen=frozen)
     if vit.normalises:
         for word, given, own in (("mean", mean, vit.mean), ("std", std, vit.std)):
@@ -214,4 +214,4 @@ def _statistics(channels: int, mean: Any, std: Any) -> tuple[tuple[float, ...], 
         if values is None or len(values) != channels:
             given = "no" if values is None else len(values)
             raise InputError(f"the model has {channels} channels, but {given} values of {name} are known: pass {name}= with {channels} values")
-    return several(real())("mean", mean), several(real("positive", lambda value: value > 0))("std", std)
+    return MEANS("mean", mean), STDS("std", std)

@@ -219,6 +219,12 @@ def test_views_are_timms(crop_mode, size, crop):
     assert (ours - timms).abs().mean() < 0.03
 
 
+def test_a_picture_too_long_to_scale_is_refused():
+    """Before it takes the memory: a line of a few bytes in a file becomes gigabytes once its shorter side is the model's."""
+    with pytest.raises(InputError, match="1x60000 pixels is too long: scaled for the model it would be 224x"):
+        fit(torch.zeros(3, 1, 60_000), Sizes(3, (224, 224), (0.5,) * 3, (0.5,) * 3, view=View()))
+
+
 @pytest.mark.parametrize("cfg", [{"crop_pct": 0}, {"crop_pct": None}, {}, {"crop_mode": "", "interpolation": None}], ids=str)
 def test_what_a_model_does_not_tell_of_its_view(cfg):
     assert View.of(cfg) == View()
@@ -313,6 +319,18 @@ def test_a_picture_that_claims_too_many_pixels_is_refused_unread(tmp_path):
     (tmp_path / "0" / "a.bmp").write_bytes(data)
     with pytest.raises(InputError, match="10000x10000 pixels, more than"):
         load(tmp_path, Sizes(1, (8, 8), (0.5,), (0.5,)))
+
+
+def test_a_picture_that_claims_more_than_its_file_holds_is_refused_unread(tmp_path):
+    """A TIFF of 332 bytes says that it is 8 x 8,355,840 pixels; Pillow would fill what is missing."""
+    file = tmp_path / "0" / "one.tiff"
+    file.parent.mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), dtype=np.uint8)).save(file)
+    content = bytearray(file.read_bytes())
+    content[29:33] = bytes.fromhex("0000807f")
+    file.write_bytes(content)
+    with pytest.raises(InputError, match="8x8355840 pixels, more than .* than its 332 bytes can hold"):
+        load(tmp_path, Sizes(3, (8, 8), (0.5,) * 3, (0.5,) * 3))
 
 
 def test_a_pipe_is_no_picture(tmp_path):

@@ -108,6 +108,8 @@ def test_dataset_loads_in_batches():
         ({"patches": torch.zeros(4, 3, 2, 2)}, "patches must be"),
         ({"index": torch.zeros(4, 2)}, "index must be"),
         ({"index": torch.full((4, 3), 6)}, "cells of the 2x3 grid"),
+        ({"std": (0.5, 5e-324)}, "std must be a positive number from 1e-6"),
+        ({"mean": (0.5, 1e300)}, "mean must be a number from -1e6"),
         ({"grid": (2, 2049)}, "at most 4096 pixels along a side"),
         ({"stage": torch.tensor([0, 1, 2, 0])}, "stage must be below 2"),
         ({"stage": torch.full((4,), 2**62)}, "stage must be below 2"),
