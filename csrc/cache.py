@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,37 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Call write(temporary path) and move the result to `path` in one step: nobody sees half a file, and nothing is left behind where that fails."""
+def replace_file(path: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
+    """Call write(temporary path) and move the result to `path` in one step: nobody sees half a file, and nothing is left behind where that fails.
+
+    durable: also a power cut leaves the earlier file or the later one, for some milliseconds of waiting.
+    """
+    with written_beside(path, write, durable=durable) as temporary:
+        os.replace(temporary, path)
+    if durable:
+        sync(path.parent)
+
+
+@contextmanager
+def written_beside(path: Path, write: Callable[[Path], object], *, durable: bool) -> Iterator[Path]:
+    """A temporary file beside `path` that write(temporary path) has made; it is gone afterwards. durable: its content is on the disk."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # the user's permissions, which some writers narrow
         write(temporary)
         temporary.chmod(mode)
-        os.replace(temporary, path)
+        if durable:
+            sync(temporary)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from ..errors import RunError, RunInterrupted
-from ..images.storage import images_in
+from ..images.storage import MANIFEST, RUN, images_in
 from ..inversion.loop import invert
 from ..models.by_name import load_model
 from .options import AS_JSON, FORCE, MODEL, PATH, SCHEDULE, SEED, WEIGHTS, options, setting
@@ -26,26 +26,27 @@ from .options import AS_JSON, FORCE, MODEL, PATH, SCHEDULE, SEED, WEIGHTS, optio
     SEED,
     setting("device"),
     setting("snapshots"),
+    setting("checkpoint_every"),
+    setting("label"),
     FORCE,
     AS_JSON,
 )
 def command(output, model, image_size, checkpoint, random_weights, as_json, **settings) -> None:
     """Synthesise images from a trained ViT."""
-    batches: list = []
     teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
     try:
-        images = invert(teacher, output=output, on_batch=batches.append, progress=not as_json, **settings)
+        images = invert(teacher, output=output, progress=not as_json, **settings)
     except KeyboardInterrupt:
-        raise RunInterrupted(f"interrupted: {_kept(batches, output)}") from None
+        raise RunInterrupted(f"interrupted: {_kept(output)}") from None
     except RunError as error:
-        raise RunError(f"{error}; {_kept(batches, output)}") from error
+        raise RunError(f"{error}; {_kept(output)}") from error
     if as_json:
         print(json.dumps({"output": str(output), "images": len(images), "sparsity": images.sparsity, "provenance": images.provenance}))
     else:
         print(f"{images} written to {output}; look at them with: smi show {output}")
 
 
-def _kept(batches: list, output: Path) -> str:
-    if not batches:
-        return "no batch was finished, nothing was written"
-    return f"{images_in(output)} finished images are in {output}"  # one batch more, where the run stopped between writing and telling
+def _kept(output: Path) -> str:
+    if not (output / MANIFEST).is_file():
+        return "no batch was finished" + ("; the same command goes on within the first" if (output / RUN).is_file() else ", nothing was written")
+    return f"{images_in(output)} finished images are in {output}; the same command goes on"

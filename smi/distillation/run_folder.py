@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError, RunError
-from ..files import output_folder, read_json, write_json, write_text
+from ..files import left_by_a_kill, output_folder, read_json, write_json, write_text
 from ..models.folder import DESCRIPTION, WEIGHTS, save_model, save_weights
 from .pool import POOL, remove_pools
 from .training_state import is_state
@@ -22,7 +22,7 @@ def open_folder(path: Path, force: bool) -> Path:
     ours = is_state(path / STATE) or _is_result(path / RESULT)
     if ours and not force:
         return path
-    if entries and not ours and not all(_left_by_a_kill(entry.name) for entry in entries):
+    if not ours and not all(POOL.fullmatch(entry.name) or left_by_a_kill(entry.name) for entry in entries):  # a kill before the first state
         why = "which is all that --force (force=True) starts over" if force else "which could go on"
         raise InputError(f"output folder {path} is not empty and holds no distillation, {why}: choose another")
     output_folder(path, force=True)
@@ -38,11 +38,6 @@ def _is_result(path: Path) -> bool:
         return path.is_file() and {"asked", "result"} <= read_json(path).keys()
     except (InputError, AttributeError):
         return False
-
-
-def _left_by_a_kill(name: str) -> bool:
-    """Whether a run that was killed before its first state leaves such a file: pools of images, and temporary files of ours and of safetensors."""
-    return bool(POOL.fullmatch(name)) or name.startswith(".tmp") or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def write_curve(folder: Path, curve: list[dict]) -> None:

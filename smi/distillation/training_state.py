@@ -4,7 +4,6 @@ The file is written under a temporary name and moved: after a kill there is the 
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -33,16 +32,11 @@ def save_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, p
                 plain.setdefault(str(number), {})[name] = value
     meta = {"format": FORMAT, "groups": json.dumps(state["param_groups"]), "plain": json.dumps(plain), "progress": json.dumps(progress)}
     try:
-        replace_file(path, lambda temporary: _write(temporary, tensors, meta))
+        # clones: tensors that share memory are refused, and a run must not change what is being written
+        held = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+        replace_file(path, lambda temporary: save_file(held, temporary, metadata=meta), durable=True)
     except (OSError, SafetensorError) as error:
         raise RunError(f"writing {path} failed ({getattr(error, 'strerror', None) or error})") from error
-
-
-def _write(path: Path, tensors: dict[str, Tensor], meta: dict[str, str]) -> None:
-    # clones: tensors that share memory are refused, and a run must not change what is being written
-    save_file({name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}, path, metadata=meta)
-    with path.open("rb") as file:  # on disk before its name is
-        os.fsync(file.fileno())
 
 
 def is_state(path: Path) -> bool:

@@ -8,7 +8,7 @@ dtypes, are in docs/api.md, "Files on disk".
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError, RunError
-from ..files import output_folder, read_json, read_tensors, replace_file, write_json
+from ..files import digest_of, output_folder, read_json, read_tensors, replace_file, write_json
 from ..plain import for_json
 
 MANIFEST = "images.json"
 FORMAT = "smi.SparseImages/1"
-PART = re.compile(r"images-[0-9a-f]{8}-[0-9]{5,}\.safetensors")
+RUN, RUN_FORMAT = "run.json", "smi.run/1"  # what a run was asked, beside its images (runs/folder.py)
+PART = re.compile(r"images-[0-9a-f]{8}-[0-9]{5,}(-[0-9]+)?\.safetensors")
 TENSORS = ("patches", "index", "labels", "trajectory", "stage")  # of every part, one row an image
 
 
@@ -42,18 +43,17 @@ class Writer:
         self.provenance: Mapping[str, Any] = {}
         self.made = not self.folder.exists()
         output_folder(self.folder, force)
-        self.replaced = _parts_to_replace(self.folder)
+        self.replaced = parts_to_replace(self.folder)
+        forget_run(self.folder)
 
     def add(self, tensors: Mapping[str, Tensor], about: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
         """Write one finished batch; when this returns it is on disk. tensors: by the names in TENSORS. about: grid, mean and std, the same for every
         batch. Raises RunError where writing fails."""
         name = f"images-{self.run}-{len(self.parts):05d}.safetensors"
-        held = {key: tensors[key].detach().cpu().clone(memory_format=torch.contiguous_format) for key in TENSORS}  # of one memory each
-        count = len(held["labels"])
-        metadata = {"format": FORMAT, **{key: json.dumps(for_json(value)) for key, value in about.items()}}
+        count = len(tensors["labels"])
         try:
-            replace_file(self.folder / name, lambda path: save_file(held, path, metadata=metadata))
-            self.parts.append({"file": name, "images": count})
+            replace_file(self.folder / name, lambda path: write_part(path, tensors, about), durable=True)
+            self.parts.append({"file": name, "images": count, "sha256": digest_of(self.folder / name)})
             self.images += count
             self.about, self.provenance = dict(about), provenance
             self._commit(complete=False)
@@ -73,8 +73,28 @@ class Writer:
             self.folder.rmdir()
 
     def _commit(self, complete: bool) -> None:
-        held = {"images": self.images, "parts": self.parts, **self.about, "provenance": self.provenance}
-        write_json(self.folder / MANIFEST, for_json({"format": FORMAT, "complete": complete, **held}))
+        write_index(self.folder, complete, self.parts, self.about, self.provenance)
+
+
+def write_part(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write one file of tensors, by the names in TENSORS; about: grid, mean and std."""
+    held = {key: tensors[key].detach().cpu().clone(memory_format=torch.contiguous_format) for key in TENSORS}  # of one memory each
+    save_file(held, path, metadata={"format": FORMAT, **{key: json.dumps(for_json(value)) for key, value in about.items()}})
+
+
+def write_index(folder: Path, complete: bool, parts: Sequence[Mapping], about: Mapping[str, Any], provenance: Mapping[str, Any]) -> None:
+    """Replace the JSON file that names the parts; each has file, images and sha256."""
+    held = {"images": sum(part["images"] for part in parts), "parts": parts, **about, "provenance": provenance}
+    write_json(folder / MANIFEST, for_json({"format": FORMAT, "complete": complete, **held}))
+
+
+def hashes_of(folder: Path) -> dict[str, str]:
+    """SHA-256 of each part that the JSON file of a result names with one; none where it cannot be read."""
+    try:
+        parts = read_json(folder / MANIFEST)["parts"]
+        return {str(part["file"]): str(part["sha256"]) for part in parts if "sha256" in part}
+    except (InputError, KeyError, TypeError):
+        return {}
 
 
 def images_in(folder: Path) -> int:
@@ -82,7 +102,7 @@ def images_in(folder: Path) -> int:
     return _manifest(folder)["images"]
 
 
-def _parts_to_replace(folder: Path) -> list[str]:
+def parts_to_replace(folder: Path) -> list[str]:
     """File names of the parts of an earlier result, as far as its JSON file names any; raises InputError where that file is another's."""
     if not (folder / MANIFEST).exists():
         return []
@@ -92,6 +112,21 @@ def _parts_to_replace(folder: Path) -> list[str]:
     parts = manifest.get("parts")
     names = [part.get("file") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
     return [name for name in names if isinstance(name, str) and PART.fullmatch(name)]
+
+
+def forget_run(folder: Path) -> None:
+    """Remove what says how an earlier run in the folder goes on; its images stay. Raises InputError where that file is another program's."""
+    path = folder / RUN
+    if not path.exists() or not path.stat().st_size:
+        return
+    held = read_json(path)
+    if not isinstance(held, dict) or held.get("format") != RUN_FORMAT:
+        raise InputError(f"{path} is not of format {RUN_FORMAT}, so no run of ours lies there: choose another folder")
+    run = held.get("run")
+    if isinstance(run, str) and re.fullmatch("[0-9a-f]{32}", run):
+        for checkpoint in folder.glob(f"checkpoint-{run[:8]}-*.safetensors"):
+            checkpoint.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
 
 
 def _manifest(folder: Path) -> dict:

@@ -7,7 +7,10 @@ Dense, SMI and PRI differ only by their schedule. Pixels of patches that left ar
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,19 +19,24 @@ from torch import Tensor, nn
 from ..errors import InputError, RunError
 from ..images.patches import to_patches
 from ..images.sparse_images import SparseImages
-from ..images.storage import Writer
 from ..kernels.attention.reference import take_rows
+from ..runs.asked import asked_of
+from ..runs.batch_state import restore, save
+from ..runs.checkpoint import Checkpoint
+from ..runs.folder import RunFolder, open_run
 from ..surroundings import at_the_door, door
 from . import importance
 from .graph import Runner
 from .memory_estimate import out_of_memory, ran_out
 from .prepare import prepare
-from .progress import Iteration, show_progress
+from .progress import Iteration, Report, show_progress
 from .run import Run
 from .schedules import Event
 from .settings import InvertSettings, Settings, by_keyword
 from .snapshots import Recorder
 from .step import Step
+
+Batches = Generator[tuple[int, SparseImages], None, None]  # with their numbers
 
 
 @by_keyword(InvertSettings)
@@ -41,24 +49,44 @@ def invert(model: nn.Module, settings: InvertSettings) -> SparseImages:
     Raises InputError for what cannot be done, RunError where a run fails.
     """
     run = prepare(model, settings)
-    writer = None if settings.output is None else Writer(settings.output, force=settings.force)
-    recorder = Recorder(run, settings.snapshots) if writer is not None and settings.snapshots and run.schedule.iterations else None
+    folder = None if settings.output is None else _open(run, settings)
+    recorder = Recorder(run, settings.snapshots) if folder is not None and settings.snapshots and run.schedule.iterations else None
     title = "{method}, {engine} {dtype}".format(**run.provenance)
-    parts: list[SparseImages] = []
-    try:
-        with show_progress(_both(recorder, settings.on_iteration), title, shown=settings.progress) as report:
-            for part in run_batches(run, report):
-                parts.append(part)
-                if writer is not None:
-                    part.add_to(writer)
-                if writer is not None and recorder is not None and len(parts) == 1:
-                    recorder.save(writer.folder)
-                if settings.on_batch is not None:
-                    settings.on_batch(part)
-    finally:
-        if writer is not None:
-            writer.close(complete=sum(map(len, parts)) == settings.num_images)
-    return SparseImages.cat(parts)
+    parts: dict[int, SparseImages] = {}
+    with (
+        nullcontext() if folder is None else folder,
+        show_progress(_both(recorder, settings.on_iteration), title, shown=settings.progress) as report,
+        closing(run_batches(run, report) if folder is None else _batches_of_folder(run, folder, recorder, settings.checkpoint_every, report)) as made,
+    ):
+        for number, part in made:
+            parts[number] = part
+            if settings.on_batch is not None:
+                settings.on_batch(part)
+        if folder is not None:
+            parts = {number: parts[number] if number in parts else folder.load(number) for number in folder.shards()}
+    return SparseImages.cat([parts[number] for number in sorted(parts)])
+
+
+def _open(run: Run, settings: InvertSettings) -> RunFolder:
+    """The run in the output folder, begun or gone on with; `run` takes its provenance."""
+    count, images = run.settings.num_images, settings.batch_size * run.schedule.images_per_trajectory
+    about = {"grid": run.vit.grid, "mean": run.vit.mean, "std": run.vit.std}
+    new = RunFolder(Path(settings.output), run.provenance["run"], asked_of(run, settings), count, images, about, run.provenance)  # type: ignore[arg-type]
+    folder = open_run(new, force=settings.force)
+    run.provenance = folder.provenance
+    return folder
+
+
+def _batches_of_folder(run: Run, folder: RunFolder, recorder: Recorder | None, every: float, report: Report) -> Batches:
+    """The batches that this process makes of a run in a folder, with their numbers, each written."""
+    clock = Clock(run, report)
+    for number in folder.take():
+        checkpoint = folder.checkpoint(number, every, recorder.buffers() if recorder is not None and number == 0 else None)
+        part = make_batch(run, number, clock, checkpoint)
+        folder.publish(number, part)
+        if recorder is not None and number == 0:
+            recorder.save(folder.folder)
+        yield number, part
 
 
 def _both(first: Callable | None, second: Callable | None) -> Callable | None:
@@ -81,7 +109,7 @@ def invert_batches(model: nn.Module, settings: Settings) -> Iterator[SparseImage
     """
     with door():
         batches = run_batches(prepare(model, settings), settings.on_iteration)
-    return _each_at_the_door(batches)
+    return _each_at_the_door(part for _, part in batches)
 
 
 def _each_at_the_door(batches: Iterator[SparseImages]) -> Iterator[SparseImages]:
@@ -94,33 +122,43 @@ def _each_at_the_door(batches: Iterator[SparseImages]) -> Iterator[SparseImages]
         yield batch
 
 
-def run_batches(run: Run, on_iteration: Callable[[Iteration], None] | None = None) -> Iterator[SparseImages]:
-    """The batches of a prepared run, one after another."""
-    began = time.perf_counter()
-    starts = range(0, len(run.labels), run.batch_size)
-    left = run.settings.num_images
-    for batch, start in enumerate(starts):
-        trajectories = range(start, min(start + run.batch_size, len(run.labels)))
-
-        def report(iteration: int, loss: Tensor, active: int, images: Tensor, index: Tensor, labels: Tensor, batch: int = batch) -> None:
-            if on_iteration is not None:
-                seconds = time.perf_counter() - began
-                on_iteration(Iteration(batch, len(starts), iteration, run.schedule.iterations, loss, active, seconds, images, index, labels))
-
-        try:
-            part = run_batch(run, trajectories, report)
-        except (RuntimeError, MemoryError) as error:
-            if not ran_out(error):
-                raise
-            traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
-            raise out_of_memory(run.vit, run.schedule, len(trajectories), fused=run.fused.mode if run.fused else None) from error
-        part = part[: min(left, len(part))]
-        left -= len(part)
-        yield part
+def run_batches(run: Run, on_iteration: Report | None = None) -> Generator[tuple[int, SparseImages], None, None]:
+    """The batches of a prepared run, one after another, with their numbers."""
+    clock = Clock(run, on_iteration)
+    for number in range(clock.batches):
+        yield number, make_batch(run, number, clock)
 
 
-def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> SparseImages:
-    """Optimise one batch of trajectories from noise to its finished images."""
+class Clock:
+    """Tells `on_iteration` where a run is, and since when it runs."""
+
+    def __init__(self, run: Run, on_iteration: Report | None):
+        self.run, self.on_iteration = run, on_iteration
+        self.batches = -(-len(run.labels) // run.batch_size)
+        self.began = time.perf_counter()
+
+    def report(self, batch: int, iteration: int, loss: Tensor, active: int, images: Tensor, index: Tensor, labels: Tensor) -> None:
+        if self.on_iteration is not None:
+            seconds, iterations = time.perf_counter() - self.began, self.run.schedule.iterations
+            self.on_iteration(Iteration(batch, self.batches, iteration, iterations, loss, active, seconds, images, index, labels))
+
+
+def make_batch(run: Run, number: int, clock: Clock, checkpoint: Checkpoint | None = None) -> SparseImages:
+    """Make one batch. Raises RunError where it diverges or memory does not suffice."""
+    start = number * run.batch_size
+    trajectories = range(start, min(start + run.batch_size, len(run.labels)))
+    try:
+        part = run_batch(run, trajectories, partial(clock.report, number), checkpoint)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors of the failed pass
+        raise out_of_memory(run.vit, run.schedule, len(trajectories), fused=run.fused.mode if run.fused else None) from error
+    return part[: run.settings.num_images - start * run.schedule.images_per_trajectory]
+
+
+def run_batch(run: Run, trajectories: range, report: Callable[..., None], checkpoint: Checkpoint | None = None) -> SparseImages:
+    """Optimise one batch of trajectories from noise, or from where its checkpoint is, to its finished images."""
     vit, device = run.vit, run.vit.device
     labels = run.labels[list(trajectories)].to(device)
     images = _initial(run, trajectories)
@@ -130,19 +168,25 @@ def run_batch(run: Run, trajectories: range, report: Callable[..., None]) -> Spa
     low, high = (bound.to(images) for bound in vit.valid_range())
     table, curve = run.table.to(device), torch.zeros(run.schedule.iterations, dtype=images.dtype, device=device)
     emitted: list[tuple[Tensor, Tensor]] = []
+    begin = 0
+    if checkpoint is not None:
+        begin, index, emitted = restore(checkpoint, run.schedule, vit, images, moments, index, generators)
     for stage in run.schedule.stages():
-        if stage.start == stage.stop:
-            continue  # noise, which nothing moves
+        if stage.stop <= begin or stage.start == stage.stop:
+            continue  # over already, or noise, which nothing moves
         step = Step(
             run.fused or vit, images, moments, labels, index, run.losses, low, high,
             lr=run.settings.lr, betas=run.settings.betas, update=run.settings.update, chunk=run.chunk,  # type: ignore[arg-type]  # completed
         )  # fmt: skip
-        runner = Runner(step, table, curve, stage.start)
-        for t in range(stage.start, stage.stop):
+        begin = max(begin, stage.start)
+        runner = Runner(step, table, curve, begin)
+        for t in range(begin, stage.stop):
+            if checkpoint is not None and checkpoint.due():
+                save(checkpoint, t, images, moments, index, generators, emitted)
             ranked: Any = images.clone() if t == stage.stop - 1 and stage.event is not None else None
             runner()
             if runner.graph is None or t == stage.stop - 1:  # a captured stage is looked at when it is over
-                _refuse_diverged(curve[stage.start : t + 1], stage.start, trajectories)
+                _refuse_diverged(curve[begin : t + 1], begin, trajectories)
             report(t, curve[t], stage.active, images, index, labels)
         if stage.event is not None:
             snapshot = importance.Snapshot(ranked, index, labels, step.output.logits.detach(), step.output.attention, generators)

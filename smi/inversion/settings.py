@@ -267,15 +267,31 @@ class InvertSettings(Settings):
     """The same, and where the images go."""
 
     output: str | Path | None = setting(
-        None, "folder for the images; every finished batch is written at once, so that an interrupted run keeps it", recorded=None, take=_path
+        None,
+        "folder for the images; every finished batch is written at once, and the same command goes on with a run that was stopped, or helps one that "
+        "goes on",
+        recorded=None,
+        take=_path,
     )
     force: bool = setting(False, "replace what was written to the output folder before", recorded=None, take=flag)
+    checkpoint_every: float = setting(
+        60.0,
+        "seconds between checkpoints within a batch, longer where they would take more than 2 % of the time; 0 for none",
+        recorded=None,
+        take=real("a number of seconds of at least 0", lambda seconds: seconds >= 0),
+    )
+    label: str | None = setting(
+        None,
+        "your name for what functions of your own compute: a run with such functions goes on only under the same name",
+        recorded=None,
+        take=word,
+    )
     snapshots: int = setting(
         8, "snapshots of the first trajectory, kept in the output folder for smi report; 0 for none", recorded=None, take=whole()
     )
     progress: bool = setting(True, "show iteration, it/s, loss, active patches and time left on the terminal", recorded=None, take=flag)
     on_batch: Callable[[SparseImages], None] | None = setting(
-        None, "called with each finished batch, once it is written", recorded=None, take=_callable
+        None, "called with each batch that this call finishes, once it is written", recorded=None, take=_callable
     )
 
 

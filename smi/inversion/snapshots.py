@@ -79,6 +79,10 @@ class Recorder:
             self.pixels[place] = at.images[0]
             self.index[place, : at.active] = at.index[0]
 
+    def buffers(self) -> dict[str, Tensor]:
+        """What grows while the batch is made."""
+        return {"pixels": self.pixels, "index": self.index, "losses": self.losses}
+
     def save(self, folder: Path) -> None:
         """Write the snapshots beside the images; raises RunError where that fails."""
         tensors = {

@@ -151,8 +151,12 @@ class ViT:
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def structure_hash(self) -> str:
+        """SHA-256 over all that is no weight, the name apart: activations, heads, epsilons, pooling, normalisation."""
+        return hashlib.sha256(repr(replace(_map_tensors(self, lambda tensor: None), name="")).encode()).hexdigest()
 
-def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """`value` with `function` applied to every tensor in its dataclasses and tuples."""
     if isinstance(value, Tensor):
         return function(value)

@@ -299,5 +299,5 @@ def test_a_run_that_is_stopped_keeps_its_finished_batches(tmp_path, stop):
     assert images.provenance["complete"] is False
     if stop == signal.SIGINT:
         assert process.returncode == 130
-        assert err.strip().splitlines()[-1] == f"smi: interrupted: {len(images)} finished images are in {out}"
+        assert err.strip().splitlines()[-1] == f"smi: interrupted: {len(images)} finished images are in {out}; the same command goes on"
     assert run(["show", str(out)]) == 0
