@@ -158,6 +158,30 @@ inline ivec upright(ivec rows) {
 }
 #endif
 
+#if defined(__AVX512F__)
+// 16 x 16 numbers of 32 bits, transposed: within quarters of rows first, then the quarters.
+inline void transpose_16x16(ivec* r) {
+  __m512i s[V], q[V];
+  for (int i = 0; i < V; i += 2) {
+    s[i] = _mm512_unpacklo_epi32(__m512i(r[i]), __m512i(r[i + 1]));
+    s[i + 1] = _mm512_unpackhi_epi32(__m512i(r[i]), __m512i(r[i + 1]));
+  }
+  for (int i = 0; i < V; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      q[i + 2 * j] = _mm512_unpacklo_epi64(s[i + j], s[i + j + 2]);
+      q[i + 2 * j + 1] = _mm512_unpackhi_epi64(s[i + j], s[i + j + 2]);
+    }
+  for (int j = 0; j < 4; ++j) {  // quarter i of q[4 k + j]: column 4 i + j of rows 4 k to 4 k + 3
+    const __m512i even = _mm512_shuffle_i32x4(q[j], q[4 + j], 0x88), odd = _mm512_shuffle_i32x4(q[j], q[4 + j], 0xdd);
+    const __m512i below_even = _mm512_shuffle_i32x4(q[8 + j], q[12 + j], 0x88), below_odd = _mm512_shuffle_i32x4(q[8 + j], q[12 + j], 0xdd);
+    r[j] = ivec(_mm512_shuffle_i32x4(even, below_even, 0x88));
+    r[4 + j] = ivec(_mm512_shuffle_i32x4(odd, below_odd, 0x88));
+    r[8 + j] = ivec(_mm512_shuffle_i32x4(even, below_even, 0xdd));
+    r[12 + j] = ivec(_mm512_shuffle_i32x4(odd, below_odd, 0xdd));
+  }
+}
+#endif
+
 inline float to_float(float x) { return x; }
 inline float to_float(_Float16 x) { return float(x); }
 inline float to_float(bfloat16 x) {
