@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .engine.dtype import why_dtype
 from .kernels.dispatch import availability, known_verdicts
 from .kernels.versions import backend
 from .version import __version__
@@ -15,7 +16,8 @@ PACKAGES = ("torch", "triton", "timm")
 
 def info_table() -> dict[str, Any]:
     """Versions, devices and kernel versions of this installation, as JSON."""
-    devices = [{"device": "cpu", "name": processor(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}]
+    cpu = {"device": "cpu", "name": processor(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
+    devices = [{**cpu, "dtype": why_dtype(torch.device("cpu"))}]
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         devices.append(
@@ -24,6 +26,7 @@ def info_table() -> dict[str, Any]:
                 "name": properties.name,
                 "memory_gib": properties.total_memory / 2**30,
                 "capability": f"sm_{properties.major}{properties.minor}",
+                "dtype": why_dtype(torch.device("cuda", i)),
             }
         )
     return {

@@ -19,12 +19,12 @@ from typing import NamedTuple
 import torch
 
 from smi.console import print_table
+from smi.engine.dtype import choose_dtype
 from smi.files import write_json
 from smi.kernels.timing import Quantiles, quantiles
 
 from ..cases.suites import BASE, TINY, final_smi
 from ..measuring.record import device_class, origin
-from ..sides.fast_dtype import fast_dtype
 from ..sides.make import build_model, make_step
 from .another_commit import ratios_at
 
@@ -70,7 +70,7 @@ def sides_of(case: RatioCase, others: tuple[str, ...], dtype: str = "auto", vari
     torch._dynamo.reset()
     model = build_model(case.model, {"depth": case.depth}, torch.device("cpu"))
     if dtype == "auto":
-        dtype = str(fast_dtype(torch.device("cpu"))).removeprefix("torch.")
+        dtype = str(choose_dtype(torch.device("cpu"))).removeprefix("torch.")
     steps = {side: make_step(side, model, case.batch, case.active, dtype=dtype, variant=variant) for side in ("ours", *others)}
     return Sides(steps, dtype, steps["compiled"].variant if "compiled" in steps else variant)
 

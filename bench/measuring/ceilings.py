@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 import torch
 
+from smi.engine.dtype import choose_dtype
 from smi.kernels import timing
 
-from ..sides.fast_dtype import PROBE, fast_dtype, gemm_seconds
+from ..sides.probe import PROBE, gemm_seconds
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CPU_SIZES = {"elements": 1 << 26, "side": 1536}
@@ -37,7 +38,7 @@ def ceilings_by_dtype(device: torch.device) -> dict[str, Ceilings]:
     if device.type == "cuda":
         return {name: measure_ceilings(device, dtype) for name, dtype in DTYPES.items()}
     found = {"float32": measure_ceilings(device, torch.float32, **CPU_SIZES)}
-    if fast_dtype(device) == torch.bfloat16:
+    if choose_dtype(device) == torch.bfloat16:
         return found | {"bfloat16": measure_ceilings(device, torch.bfloat16, **CPU_SIZES)}
     emulated = 2 * PROBE**3 / gemm_seconds(device)[torch.bfloat16]  # a larger GEMM would take seconds
     return found | {"bfloat16": found["float32"]._replace(flops=emulated)}

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 
+from smi.engine.dtype import choose_dtype
 from smi.kernels import comparison, timing, versions
 from smi.kernels.verification import short
 
 from ..cases.operations import Case
-from ..sides.fast_dtype import fast_dtype
 from .ceilings import Ceilings
 from .memory import peak_memory
 
@@ -123,7 +123,7 @@ def measure_on_cpu(case: Case, ceilings: dict[str, Ceilings]) -> list[dict]:
     """Rows of a case on the CPU; where bfloat16 is asked for, in the dtype that is fast there. ceilings: by dtype."""
     device = torch.device("cpu")
     if case.dtype == torch.bfloat16:
-        case = case.in_dtype(fast_dtype(device))
+        case = case.in_dtype(choose_dtype(device))
     measured, refused = measure(case, device, ceilings[short(case.dtype)], CPU_ROUNDS)
     able = [version for version in timed_versions(case.operation, device) if version not in refused]
     return case_rows(case, measured, refused, able[-1] if able else "none")

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from smi.engine.dtype import choose_dtype
 from smi.kernels.patch_embed.reference import moved_cells, source_pixels
 from smi.models.vit import describe
 
 from .cuda_graph import captured_step
-from .fast_dtype import fast_dtype, seconds_of
+from .probe import seconds_of
 from .saved_bytes import saved_bytes
 from .step_inputs import StepInputs, make_inputs
 
@@ -117,7 +118,7 @@ def make_step(
     """
     vit = describe(model)
     inputs = make_inputs(vit, batch, active, dtype=torch.float64 if dtype == torch.float64 else torch.float32, seed=seed)
-    dtype = fast_dtype(vit.device) if dtype is None else dtype
+    dtype = choose_dtype(vit.device) if dtype is None else dtype
     if variant is None and vit.device.type == "cuda":
         variant = COMPILED
     if variant is not None:

@@ -22,7 +22,7 @@ def print_info(found: dict) -> None:
     make_console().print("  ".join(f"{name} {version}" for name, version in found["versions"].items()))
     for device in found["devices"]:
         size = f"{device['threads']} threads" if "threads" in device else f"{device['memory_gib']:.0f} GiB"
-        print(f"{device['device']}: {device['name']} ({size}, {device['capability']})")
+        print(f"{device['device']}: {device['name']} ({size}, {device['capability']}); dtype auto is {device['dtype']}")
     rows = [(row["operation"], row["version"], "yes" if row["available"] else "no", row["reason"]) for row in found["kernels"]]
     print_table(f"kernels (SMI_BACKEND={found['backend']})", ("operation", "version", "available", "where, or why not"), rows, wrap=True)
     for device, verdicts in found["verdicts"].items():

@@ -22,19 +22,28 @@ def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype
 
 
 def choose_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that has it (compute capability 8.0 and up); on a CPU that multiplies it natively."""
+    """bfloat16 on a GPU that has it (compute capability 8.0 and up), and on a CPU that multiplies it natively: AVX-512 BF16, AMX, or Arm's BF16.
+    Decided by instruction set, so that it is the same every time."""
+    return _choice(device)[0]
+
+
+def why_dtype(device: torch.device) -> str:
+    """What "auto" is on a device, and why, in words."""
+    dtype, reason = _choice(device)
+    return f"{str(dtype).removeprefix('torch.')}: {reason}"
+
+
+def _choice(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-    return faster_dtype_on_cpu()
+        major, minor = torch.cuda.get_device_capability(device)
+        return (torch.bfloat16 if major >= 8 else torch.float32), f"compute capability {major}.{minor}, bfloat16 from 8.0 on"
+    native = [flag for flag in NATIVE_BFLOAT16 if flag in _processor_flags()]
+    if native:
+        return torch.bfloat16, f"the processor multiplies it ({', '.join(native)})"
+    return torch.float32, f"the processor does not multiply bfloat16 (none of {', '.join(NATIVE_BFLOAT16)})"
 
 
 @cache
-def faster_dtype_on_cpu() -> torch.dtype:
-    """bfloat16 on processors that multiply it natively: AVX-512 BF16, AMX, or Arm's BF16. Decided by instruction set, so that it is the same every
-    time."""
-    return torch.bfloat16 if any(flag in _processor_flags() for flag in NATIVE_BFLOAT16) else torch.float32
-
-
 def _processor_flags() -> set[str]:
     """The instruction sets of this processor, as Linux names them; none where it does not say."""
     try:

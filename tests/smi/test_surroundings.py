@@ -239,10 +239,19 @@ def test_the_chosen_dtype_is_the_same_every_time_and_draws_nothing():
 
     before, chosen = torch.get_rng_state(), set()
     for _ in range(3):
-        dtype.faster_dtype_on_cpu.cache_clear()
+        dtype._processor_flags.cache_clear()
         chosen.add(dtype.choose_dtype(torch.device("cpu")))
     assert len(chosen) == 1
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("flags", "chosen"), [({"avx2", "avx512_bf16"}, "bfloat16"), ({"amx_bf16"}, "bfloat16"), ({"avx2", "avx512f"}, "float32")])
+def test_the_chosen_dtype_follows_the_instruction_set_and_says_so(flags, chosen, monkeypatch):
+    from smi.engine import dtype
+
+    monkeypatch.setattr(dtype, "_processor_flags", lambda: flags)
+    assert dtype.choose_dtype(torch.device("cpu")) == getattr(torch, chosen)
+    assert dtype.why_dtype(torch.device("cpu")).startswith(f"{chosen}: the processor ")
 
 
 def test_models_are_read_and_written_in_any_surroundings(tmp_path):

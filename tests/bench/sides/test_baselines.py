@@ -7,7 +7,7 @@ import torch
 from timm.models.deit import VisionTransformerDistilled
 
 import smi
-from bench.sides import compiled, eager, fast_dtype, ours
+from bench.sides import compiled, eager, ours
 from bench.sides.saved_bytes import saved_bytes
 from bench.sides.step_inputs import make_inputs
 from smi.inversion import augmentation
@@ -78,13 +78,6 @@ def test_compiled_takes_the_faster_variant_and_starts_at_the_beginning(monkeypat
     step = compiled.make_step(small_vit(), BATCH, 5, dtype=torch.float32)
     assert step.variant == compiled.PLAIN
     torch.testing.assert_close(step(), ours.make_step(small_vit(), BATCH, 5, engine="reference")(), rtol=1e-5, atol=0)
-
-
-def test_dtype_is_chosen_by_the_measured_product(monkeypatch):
-    cpu = torch.device("cpu")
-    for seconds, dtype in ((0.5, torch.bfloat16), (1.0, torch.float32), (2.0, torch.float32)):
-        monkeypatch.setattr(fast_dtype, "gemm_seconds", lambda device, s=seconds: {torch.float32: 1.0, torch.bfloat16: s})
-        assert fast_dtype.fast_dtype(cpu) == dtype
 
 
 def test_eager_does_what_research_code_does():

@@ -74,7 +74,9 @@ def test_json_for_machines(tmp_path, capsys):
 
 def test_info_and_help(capsys):
     assert run(["info"]) == 0
-    assert "attention" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "attention" in out
+    assert "dtype auto is " in out
     assert run([]) == 0
     assert "invert" in capsys.readouterr().out
 

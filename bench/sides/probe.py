@@ -1,4 +1,4 @@
-"""Which dtype the GEMMs of a device are fast in, by measuring one."""
+"""Time of a call, and of one GEMM in each dtype, on the CPU."""
 
 import time
 from collections.abc import Callable
@@ -6,8 +6,7 @@ from functools import cache
 
 import torch
 
-PROBE = 256  # rows of the square matrices whose GEMM decides between float32 and bfloat16
-GAIN = 1.1  # by which bfloat16 must be faster to be taken
+PROBE = 256  # rows of the square matrices whose GEMM is timed
 
 
 def seconds_of(run: Callable[[], object], calls: int = 2) -> float:
@@ -29,11 +28,3 @@ def gemm_seconds(device: torch.device) -> dict[torch.dtype, float]:
         a, b = torch.randn(2, PROBE, PROBE).to(device, dtype).unbind()
         seconds[dtype] = seconds_of(lambda a=a, b=b: a @ b, 3)
     return seconds
-
-
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where GEMMs are faster in it, as on every GPU that this package names, else float32."""
-    if device.type == "cuda":
-        return torch.bfloat16
-    seconds = gemm_seconds(device)
-    return torch.bfloat16 if seconds[torch.float32] > GAIN * seconds[torch.bfloat16] else torch.float32
