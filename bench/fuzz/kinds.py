@@ -27,6 +27,7 @@ from smi.models import by_name, checkpoint
 from smi.models.folder import load_model_folder, save_model
 from smi.report.evidence_data import read_evidence
 from smi.report.several_runs import read_demo
+from smi.runs.folder import read_run
 
 CHECKPOINT_OF = "test_vit"
 IMAGE, CLASSES = 8, 3
@@ -280,7 +281,8 @@ def every() -> list[Kind]:
     load_images, load_quantised = smi.SparseImages.load, smi.load_quantized
     return [
         Kind("images.json", "images", "images.json", "json", load_images, _use_images, 8),
-        Kind("images part", "images", "images-*-00000.safetensors", "safetensors", load_images, _use_images, 8),
+        Kind("images part", "images", "images-*-00000-*.safetensors", "safetensors", load_images, _use_images, 8),
+        Kind("run.json", "images", "run.json", "json", read_run, weight=4),
         Kind("progress", "images", "progress.safetensors", "safetensors", _progress, weight=10),
         Kind("model.json", "model", "model.json", "json", load_model_folder, _use_model, 2),
         Kind("model.safetensors", "model", "model.safetensors", "safetensors", load_model_folder, _use_model, 2),

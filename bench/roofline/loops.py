@@ -45,7 +45,7 @@ def record_inversion(
 ) -> tuple[Recording, SparseImages]:
     """What `smi.invert` with these settings gives to the device, and the images, without values, that it returns."""
     with _loaded(model, version, device, compile_kernels, model_options or {}) as (recording, made):
-        return recording, SparseImages.cat(list(run_batches(prepare(made, Settings(device=CUDA, **settings)))))
+        return recording, SparseImages.cat([part for _, part in run_batches(prepare(made, Settings(device=CUDA, **settings)))])
 
 
 def record_step(model: str, active: int, batch: int, version: str = "triton", device: Device = H200) -> list[Launch | Operation]:
