@@ -17,6 +17,7 @@ from .errors import InputError
 
 MOST = 10**9  # of anything counted
 LARGEST_SIDE = 1 << 12  # pixels of an image
+LONGEST_PATH = 4000  # characters
 Take = Callable[[str, Any], Any]  # (name, value as given) to the plain value; raises InputError
 
 
@@ -89,8 +90,8 @@ def several(each: Take, count: int | None = None) -> Take:
     """Sequences, arrays and tensors of what `each` takes, as a tuple; count: how many, None for any number."""
 
     def take(name: str, values: Any) -> tuple:
-        given = values.tolist() if isinstance(values, np.ndarray | Tensor) else values
-        if isinstance(given, str | bytes | Mapping | Set) or not isinstance(given, Iterable):
+        given = items(values)
+        if given is None:
             raise InputError(f"{name} must be a sequence of numbers, got {type(values).__name__} {shown(values)}")
         taken = tuple(each(name, value) for value in given)
         if count is not None and len(taken) != count:
@@ -100,14 +101,25 @@ def several(each: Take, count: int | None = None) -> Take:
     return take
 
 
+def items(values: Any) -> list | None:
+    """What a sequence, an array or a tensor with data holds; None for what is none of these, texts, mappings and sets among them."""
+    if isinstance(values, str | bytes | Mapping | Set):
+        return None
+    try:
+        given = values.tolist() if isinstance(values, np.ndarray | Tensor) else list(values)
+    except Exception:  # no iterable, a tensor without data, or one whose own methods fail
+        return None
+    return given if isinstance(given, list) else None
+
+
 MEANS = several(real("a number from -1e6 to 1e6", lambda value: abs(value) <= 1e6))  # of pixels, per channel
 STDS = several(real("a positive number from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6))
 
 
 def path(name: str, value: Any) -> Path:
     """A path of a file or folder."""
-    if not isinstance(value, str | Path) or "\0" in str(value):
-        raise InputError(f"{name} must be a path, got {type(value).__name__} {shown(value)}")
+    if not isinstance(value, str | Path) or "\0" in str(value) or len(str(value)) > LONGEST_PATH or any(len(p) > 255 for p in Path(value).parts):
+        raise InputError(f"{name} must be a path that a file system takes, got {type(value).__name__} {shown(value)}")
     return Path(value)
 
 

@@ -1,1 +1,5 @@
-"""The fuzzer: random models, settings and damaged files, and whether the package computes them, or refuses them in one sentence."""
+"""The fuzzer: random models, settings and damaged files, which the package is to compute or to refuse in one sentence. Nothing is fetched."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's library is imported

@@ -184,7 +184,7 @@ def _forward(settings: dict[str, Any], folder: Path) -> None:
 
 
 def _load(settings: dict[str, Any], folder: Path) -> None:
-    smi.load_quantized(settings["folder"]) if settings["quantised"] else smi.SparseImages.load(settings["folder"])
+    smi.load_quantized(settings["folder"]) if settings["quantised"] is True else smi.SparseImages.load(settings["folder"])
 
 
 COUNTS = ("1", "2", "4", "np.int32(3)", "torch.tensor(2)", "np.array(2)")

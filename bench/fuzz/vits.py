@@ -1,6 +1,7 @@
 """Random small ViTs: a specification as plain data, and the model that it makes; and what the model itself answers, by its own modules."""
 
 import copy
+from types import MethodType
 from typing import Any
 
 import torch
@@ -114,6 +115,10 @@ def _prune(model: Any, block: Any, what: str, width: int) -> None:
             setattr(attention, name, nn.LayerNorm(width))
 
 
+def _half(module: nn.Module, *inputs: Any, **named: Any) -> Any:
+    return type(module).forward(module, *inputs, **named) * 0.5
+
+
 class _Halved(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight / 2
@@ -130,8 +135,7 @@ def _hooked(model: Any, how: str, number: int, place: str) -> Any:
     elif how == "pre-hook":
         module.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0.5, *inputs[1:]))
     elif how == "own forward":
-        before = module.forward
-        module.forward = lambda *inputs, **named: before(*inputs, **named) * 0.5
+        module.forward = MethodType(_half, module)  # which a copy of the model binds to its own module
     elif how == "parametrised":
         parametrize.register_parametrization(block.mlp.fc1, "weight", _Halved())
     elif how == "swapped norm":

@@ -149,6 +149,8 @@ class _Distillation:
         """Raise InputError where the real images do not fit the student."""
         if self.evaluation is None:
             return
+        if not (isinstance(self.evaluation, tuple | list) and [isinstance(part, Tensor) for part in self.evaluation] == [True, True]):
+            raise InputError(f"evaluation must be images [N, C, H, W] and labels [N], both tensors, got {type(self.evaluation).__name__}")
         images, labels = self.evaluation
         if not len(images) or len(images) != len(labels):
             raise InputError(f"evaluation needs as many labels as images, at least one of each, got {len(images)} images and {len(labels)} labels")

@@ -5,6 +5,7 @@ from functools import cache
 import torch
 
 from ..errors import InputError
+from ..plain import shown
 
 NATIVE_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")  # in /proc/cpuinfo
 SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)
@@ -12,11 +13,11 @@ SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)
 
 def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
     """The dtype by its name, or the chosen one for "auto"; raises InputError where the fused engine does not compute in it."""
-    if dtype == "auto":
+    if isinstance(dtype, str) and dtype == "auto":
         return choose_dtype(device)
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in SUPPORTED:
-        name = str(dtype).removeprefix("torch.")
+    if not isinstance(found, torch.dtype) or found not in SUPPORTED:
+        name = shown(dtype).removeprefix("torch.")
         raise InputError(f"the fused engine computes in float32, bfloat16 or float16, not {name}: pass engine='reference'")
     return found
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from ..plain import whole
+from ..plain import shown, whole
 
 PUBLISHED_ITERATIONS = 4000
 SMI_PRUNE_AT = (50, 100, 200, 300)  # of 4000 iterations
@@ -30,6 +30,8 @@ class Event:
     def __post_init__(self) -> None:
         for name, take in (("iteration", whole()), ("count", whole())):
             object.__setattr__(self, name, take(f"an event's {name}", getattr(self, name)))
+        if not (isinstance(self.which, str) and isinstance(self.fate, str)):
+            raise InputError(f"an event takes the 'lowest' or 'highest' patches to 'drop' or 'emit', got {shown(self.which)} and {shown(self.fate)}")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
 from pathlib import Path
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..images.sparse_images import SparseImages
-from ..plain import MEANS, MOST, STDS, Take, flag, one_of, real, scalar, several, shown, whole, word
+from ..plain import MEANS, MOST, STDS, Take, flag, items, one_of, real, scalar, several, shown, whole, word
 from . import augmentation, psaq
 from .importance import Snapshot
 from .losses import TV_WEIGHT, Loss
@@ -84,7 +84,7 @@ POSITIVE = real("positive and finite", lambda value: value > 0)
 
 def _classes(name: str, value: Any) -> tuple[int, ...]:
     """Whole numbers, of one or of a nest of sequences; that they are classes of the model is checked with the model."""
-    flat = np.asarray(value.cpu()).ravel() if isinstance(value, Tensor) else value.ravel() if isinstance(value, np.ndarray) else value
+    flat = value.flatten() if isinstance(value, Tensor | np.ndarray) else value
     try:
         return several(whole(-sys.maxsize, sys.maxsize))(name, [flat] if isinstance(flat, int | np.integer) else flat)
     except InputError as error:
@@ -97,8 +97,8 @@ def _pixels(name: str, value: Any) -> Tensor:
     if not isinstance(held, Tensor) or held.is_complex() or held.dtype == torch.bool:
         raise InputError(f"{name} must be a tensor of pixels [trajectories, C, H, W], got {type(value).__name__}")
     held = held.detach()
-    if not torch.isfinite(held).all():
-        raise InputError(f"{name} must hold finite numbers: it holds NaN or infinity")
+    if held.is_meta or not torch.isfinite(held).all():
+        raise InputError(f"{name} must hold finite numbers: it holds {'no data' if held.is_meta else 'NaN or infinity'}")
     return held if held.dtype.is_floating_point else held.float()
 
 
@@ -143,9 +143,10 @@ def _name_or_callable(name: str, value: Any) -> Any:
 def _name_or_callables(name: str, value: Any) -> Any:
     if isinstance(value, str):
         return str(value)
-    if callable(value) or not isinstance(value, Iterable):
+    given = None if callable(value) else items(value)
+    if given is None:
         raise InputError(f"{name} must be a name or a sequence of functions of (images, logits, labels), got {type(value).__name__}")
-    return tuple(_callable(f"each of {name}", each) for each in value)
+    return tuple(_callable(f"each of {name}", each) for each in given)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

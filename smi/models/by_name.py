@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, RunError
-from ..plain import path, several, usable_device, whole, word
+from ..plain import flag, path, several, usable_device, whole, word
 from ..surroundings import seeded
 from .checkpoint import read_weights
 
@@ -38,7 +38,7 @@ def load_model(
 
     Raises InputError for an unknown name or a checkpoint that does not fit, RunError where pretrained weights cannot be fetched.
     """
-    name, device = word("name", name), usable_device(device)
+    name, device, random_weights = str(path("name", word("name", name))), usable_device(device), flag("random_weights", random_weights)
     checkpoint = None if checkpoint is None else path("checkpoint", checkpoint)
     image_size = None if image_size is None else several(whole(1), 2)("image_size", image_size)
     if checkpoint is not None and random_weights:

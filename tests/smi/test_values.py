@@ -12,6 +12,7 @@ from smi.distillation import Inversion, small_student
 from smi.distillation.settings import TAKES, make_settings
 from smi.errors import InputError
 from smi.inversion.settings import InvertSettings
+from smi.models.by_name import load_model
 from smi.plain import for_json
 from tests.conftest import small_vit
 from tests.smi.distillation.distilling import QUICK, make_images
@@ -244,6 +245,49 @@ def test_numbers_of_the_other_entry_points(vit, tmp_path):
             smi.quantization.accuracy(vit, real, labels)
         with pytest.raises(InputError, match="labels must be whole numbers"):
             smi.distill(vit, vit, images, evaluation=(real, labels), **QUICK)
+
+
+class Hostile:
+    """A value whose every method fails."""
+
+    def __bool__(self):
+        raise TypeError("no truth")
+
+    def __eq__(self, other):
+        raise TypeError("no comparison")
+
+    def __iter__(self):
+        raise TypeError("no items")
+
+    __hash__ = None
+
+
+NO_DATA = torch.zeros(2, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda vit: smi.invert(vit, **SMALL, labels=NO_DATA), "labels must be whole numbers"),
+        (lambda vit: smi.invert(vit, **SMALL, labels=torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True)), "labels must be whole numbers"),
+        (lambda vit: smi.invert(vit, **SMALL, mean=Hostile()), "mean must be a sequence of numbers"),
+        (lambda vit: smi.invert(vit, **SMALL, losses=np.array(2)), "losses must be a name or a sequence of functions"),
+        (lambda vit: smi.invert(vit, **SMALL, prune_at=NO_DATA), "prune_at must be a sequence of numbers"),
+        (lambda vit: smi.invert(vit, **SMALL, init=NO_DATA), "init must hold finite numbers: it holds no data"),
+        (lambda vit: smi.Event(1, 1, np.zeros(3), "drop"), "'lowest' or 'highest' patches to 'drop' or 'emit'"),
+        (lambda vit: smi.Event(1, 1, "lowest", Hostile()), "'lowest' or 'highest' patches to 'drop' or 'emit'"),
+        (lambda vit: smi.distill(vit, small_student(vit), make_images(), **{**QUICK, "evaluation": [Hostile()]}), "evaluation must be images"),
+        (lambda vit: smi.accelerate(vit, dtype=np.array([1, 2])), "float32, bfloat16 or float16"),
+        (lambda vit: smi.accelerate(vit, dtype=Hostile()), "float32, bfloat16 or float16"),
+        (lambda vit: load_model("test_vit", random_weights=np.zeros(3)), "random_weights must be True or False"),
+        (lambda vit: load_model("x" * 10**6), "name must be a path that a file system takes"),
+        (lambda vit: smi.load_quantized("x" * 10**6), "folder must be a path that a file system takes"),
+        (lambda vit: smi.SparseImages.load("y/" * 10**4), "folder must be a path that a file system takes"),
+    ],
+)
+def test_objects_whose_methods_fail_are_refused_in_a_sentence(call, message, vit):
+    with pytest.raises(InputError, match=message):
+        call(vit)
 
 
 def test_a_recipe_takes_them():

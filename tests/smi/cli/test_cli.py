@@ -291,7 +291,7 @@ def test_a_run_that_is_stopped_keeps_its_finished_batches(tmp_path, stop):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests that run in the background are started with it ignored
     )
     deadline = time.monotonic() + 120
-    while len(list(out.glob("*.safetensors"))) < 3 and time.monotonic() < deadline:
+    while len(list(out.glob("images-*.safetensors"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(stop)
     _, err = process.communicate(timeout=60)
