@@ -40,6 +40,7 @@ TABLES: dict[str, Maker] = {
     "evidence-imagenet-published": evidence.imagenet_published,
     "evidence": evidence.every,
     "demo": experiments.demo,
+    "claims": experiments.claims,
     "int8": experiments.int8,
     "agreement": experiments.agreement,
     "cpu-attention": experiments.cpu_attention,

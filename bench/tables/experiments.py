@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 
+from smi import cost
+from smi.inversion.methods import DENSE, PRI7, SMI
+from smi.inversion.schedules import make_schedule
+from smi.report.published import OVER_DENSE
+
+from ..cases.suites import ALL_SIDES, ITERATIONS
+from .results import TITLES, vit_of
 from .rows import Measurement, current
 from .suites import short
 from .table import Layout, Table, per_cent
 
 CPU_OURS = ("ours", "kernels", "engine")
 CPU_SIDES = ("sdpa", "sdpa in float32", *CPU_OURS)
+CLAIMED = (SMI, PRI7)
 RANDOM = {"PRI v=4, random": "PRI v=4, patches chosen at random"}
 
 
@@ -81,6 +89,29 @@ DEMO = Layout(
 )
 
 
+def _claims(measurement: Measurement) -> list[list[str]]:
+    model = measurement.about["model"]
+    vit, lines = vit_of(model), []
+    schedules = {m: make_schedule(m.name, vit.num_patches, ITERATIONS, **m.options) for m in (DENSE, *CLAIMED)}
+    flops = {method: cost.image_flops(vit, schedule, cls_only=True) for method, schedule in schedules.items()}
+    for method in CLAIMED:
+        claim = 10.0 if method == PRI7 else OVER_DENSE[TITLES[model]]
+        cells = []
+        for side in ALL_SIDES:
+            found = [row["over_dense"] for row in measurement.rows if (row["side"], row["method"]) == (side, method.title)]
+            cells.append(_held(found[-1], claim) if found else "not measured")
+        lines.append([f"{short(model)} {method.title}", f"{claim:.2f}x", f"{flops[DENSE] / flops[method]:.2f}x", *cells])
+    return lines
+
+
+def _held(over: Sequence[float], claim: float) -> str:
+    low, median, high = over
+    return f"{median:.2f}x ({low:.2f}-{high:.2f}): {'pass' if median >= claim else 'fail'}"
+
+
+CLAIMS = Layout("The published speed", ("images per second over dense", "published", "FLOPs allow", *ALL_SIDES), _claims)
+
+
 def _method(measurement: Measurement) -> list[list[str]]:
     lines = []
     for row in measurement.rows:
@@ -134,6 +165,11 @@ def cpu_attention(rows: Sequence[dict]) -> list[Table]:
 def demo(rows: Sequence[dict]) -> list[Table]:
     """`make demo`: every method on the embedded digits teacher."""
     return [DEMO.table([found], _demo_title(found.about)) for found in current(rows, "demo")]
+
+
+def claims(rows: Sequence[dict]) -> list[Table]:
+    """The published ratios to dense inversion beside those of each side to its own dense, and whether they hold there."""
+    return CLAIMS.tables(current(rows, "claims"))
 
 
 def _demo_title(row: dict) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from .evidence import EVIDENCE
-from .experiments import AGREEMENT, CPU_ATTENTION, DEMO, INT8, METHOD
+from .experiments import AGREEMENT, CLAIMS, CPU_ATTENTION, DEMO, FUZZ, INT8, METHOD
 from .rows import Measurement, commit, measurements, superseded
 from .suites import CASE, MEMORY, STEP, VERDICT, WHOLE, by_size, is_key
 from .table import Layout, Table
@@ -19,6 +19,8 @@ LAYOUTS = {
     "agreement": AGREEMENT,
     "cpu_attention": CPU_ATTENTION,
     "demo": DEMO,
+    "claims": CLAIMS,
+    "fuzz": FUZZ,
     "method": METHOD,
 }
 RETIRED = ("method",)  # kinds that are no longer measured and have no table of their own: the suite of whole runs measures the same

@@ -23,10 +23,21 @@ SUBJECTS: dict[str, Callable[[dict], tuple]] = {
     "agreement": lambda row: (row["method"],),
     "cpu_attention": lambda row: tuple(row[key] for key in ("tokens", "width", "heads", "batch", "dtype", "threads")),
     "demo": lambda row: (row["model"],),
+    "claims": lambda row: (row["model"],),
     "method": lambda row: (row["model"],),
     "fuzz": lambda row: (row["what"],),
 }
-OF_A_PROCESSOR = ("step", "whole", "memory", "case", "verdict", "int8", "cpu_attention", "demo")  # whose figures no other processor's supersede
+OF_A_PROCESSOR = (
+    "step",
+    "whole",
+    "memory",
+    "case",
+    "verdict",
+    "int8",
+    "cpu_attention",
+    "demo",
+    "claims",
+)  # whose figures no other processor's supersede
 OF_ANY_THREADS = ("int8", "cpu_attention", "evidence")  # which set the threads themselves
 
 

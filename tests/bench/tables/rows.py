@@ -91,6 +91,14 @@ def demo() -> list[dict]:
     return [random, about | {"method": "real images", "sparsity": 0.0, "agreement": 1.0}]
 
 
+def claims() -> list[dict]:
+    about = at() | {"kind": "claims", "model": suites.BASE, "batch": 4, "rounds": 3}
+    over = {"ours": {"SMI": 3.8, "PRI v=7": 11.0}, "eager": {"SMI": 3.0, "PRI v=7": 9.0}}
+    return [
+        about | {"side": side, "method": method, "over_dense": [x - 0.1, x, x + 0.1]} for side, found in over.items() for method, x in found.items()
+    ]
+
+
 def method() -> list[dict]:
     """As `bench.methods` appended them until it was no longer run."""
     place = {"device": {"name": "X", "threads": 1, "capability": "AVX2"}, "versions": {"torch": "2.0"}, "commit": "0123456789", "dirty": True}
@@ -108,4 +116,4 @@ def every() -> list[dict]:
     """Rows of every kind."""
     made = [*step(), *step(suites.PATCHES), *step(suite="scaling", depth=24), *whole("dense", 2.0, 1.0), *whole("PRI v=7", 20.0, 10.0)]
     made += [*memory(), *operation(), *verdict(), *evidence(), *evidence("cifar10", 1e-4), *evidence("cifar10", copy=0.7), *imagenet()]
-    return made + [*int8(), *agreement(), *cpu_attention(), *demo(), *method(), *fuzz()]
+    return made + [*int8(), *agreement(), *cpu_attention(), *demo(), *claims(), *method(), *fuzz()]
