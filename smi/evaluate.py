@@ -16,7 +16,7 @@ from .images.readers import Reader, logits, make_reader
 from .images.sparse_images import SparseImages, check_labels
 from .models.unwrap import holds_vit, peel
 from .models.vit import describe_weights
-from .plain import usable_device, whole
+from .plain import dense, usable_device, whole
 from .random_streams import generator
 from .surroundings import at_the_door, evaluating
 
@@ -83,6 +83,8 @@ def evaluate(
     Raises InputError where a model or the real images do not fit the images.
     """
     seed = whole()("seed", seed)
+    if not isinstance(images, SparseImages) or not isinstance(model, nn.Module):
+        raise InputError(f"images must be SparseImages, of a model, got {type(images).__name__} and {type(model).__name__}")
     device = _device_of(model) if device is None else usable_device(device)
     if real is not None and not (isinstance(real, tuple | list) and len(real) == 2 and all(isinstance(part, Tensor) for part in real)):
         raise InputError(f"real must be images [N, C, H, W] and labels [N], two tensors, got {type(real).__name__}")
@@ -140,8 +142,9 @@ def likeness(images: SparseImages, real: Tensor, labels: Tensor, most: int = COM
     """PSNR, and for dense images SSIM, against the real image [N, C, H, W] of the same class that is nearest in the retained pixels."""
     from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-    if not len(real) or len(real) != len(labels):
-        raise InputError(f"real images need as many labels, at least one, got {len(real)} images and {len(labels)} labels")
+    real, labels = dense("the real images", real), dense("the real images' labels", labels)
+    if real.shape[:1] != labels.shape or not labels.numel():
+        raise InputError(f"real images need as many labels, at least one, got images {list(real.shape)} and labels {list(labels.shape)}")
     wanted = (images.patches.shape[2], *images.image_size)
     if tuple(real.shape[1:]) != wanted:
         raise InputError(f"real images must be {list(wanted)} like the synthetic ones, got {list(real.shape[1:])}")

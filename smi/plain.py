@@ -112,6 +112,19 @@ def items(values: Any) -> list | None:
     return given if isinstance(given, list) else None
 
 
+def holds_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor is a plain array of numbers: with data, neither sparse nor nested nor quantised."""
+    return tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested or tensor.is_quantized)
+
+
+def dense(name: str, value: Any) -> Tensor:
+    """A plain array of numbers."""
+    if not isinstance(value, Tensor) or not holds_numbers(value):
+        odd = f" that is sparse, nested, quantised or without data ({value.layout}, {value.dtype})" if isinstance(value, Tensor) else ""
+        raise InputError(f"{name} must be a dense tensor, got {type(value).__name__}{odd}")
+    return value
+
+
 MEANS = several(real("a number from -1e6 to 1e6", lambda value: abs(value) <= 1e6))  # of pixels, per channel
 STDS = several(real("a positive number from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6))
 

@@ -59,8 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def every_target(what: list[str], work: Path, only: str = "") -> list[Target]:
     """The targets of these campaigns; what they need is loaded and made."""
+    from smi.csrc import host
+
     from . import files, models, settings
 
+    for library in (host.CPU, host.AUTOGRAD):
+        library.ensure_built()
     made = {"models": models.targets, "settings": settings.targets, "files": files.targets}
     return [target for name in what for target in made[name](work, only)]
 

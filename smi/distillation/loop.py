@@ -23,7 +23,7 @@ from ..images.sparse_images import check_labels
 from ..models.folder import load_weights
 from ..models.unwrap import peel
 from ..models.vit import describe, describe_weights
-from ..plain import usable_device
+from ..plain import dense, usable_device
 from ..random_streams import generator
 from ..surroundings import at_the_door, seeded
 from . import augment
@@ -151,9 +151,10 @@ class _Distillation:
             return
         if not (isinstance(self.evaluation, tuple | list) and [isinstance(part, Tensor) for part in self.evaluation] == [True, True]):
             raise InputError(f"evaluation must be images [N, C, H, W] and labels [N], both tensors, got {type(self.evaluation).__name__}")
-        images, labels = self.evaluation
-        if not len(images) or len(images) != len(labels):
-            raise InputError(f"evaluation needs as many labels as images, at least one of each, got {len(images)} images and {len(labels)} labels")
+        images, labels = (dense(name, part) for name, part in zip(("evaluation images", "evaluation labels"), self.evaluation, strict=True))
+        if images.shape[:1] != labels.shape or not labels.numel():
+            given = f"got images {list(images.shape)} and labels {list(labels.shape)}"
+            raise InputError(f"evaluation needs as many labels as images, at least one of each, {given}")
         check_labels("evaluation labels", labels, self.read_student.num_classes)
         try:
             self._accuracy(self.evaluation, limit=1)

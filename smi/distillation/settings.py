@@ -7,16 +7,17 @@ import torch
 from torch import nn
 
 from ..errors import InputError
-from ..plain import Take, flag, one_of, real, whole
+from ..plain import Take, flag, one_of, real, shown, whole
 
-POSITIVE = real("positive and finite", lambda value: value > 0)
+LARGEST = 1e30  # of what multiplies float32 tensors
+POSITIVE = real("a positive number up to 1e30", lambda value: 0 < value <= LARGEST)
 PART = real("a number from 0 up to 1", lambda value: 0 <= value < 1)
 TAKES: dict[str, Take] = {
     **dict.fromkeys(("steps", "batch_size", "eval_every", "patience", "refresh_every"), whole(1)),
     **dict.fromkeys(("lr", "temperature", "clip"), POSITIVE),
     **dict.fromkeys(("holdout", "patch_dropout", "warmup", "momentum"), PART),
     **dict.fromkeys(("cosine", "head_only", "flip"), flag),
-    "weight_decay": real("a finite number of at least 0", lambda value: value >= 0),
+    "weight_decay": real("a number from 0 to 1e30", lambda value: 0 <= value <= LARGEST),
     "roll": whole(),
     "seed": whole(0, 2**63 - 1),
     "optimiser": one_of(("sgd", "adamw")),
@@ -69,7 +70,7 @@ PRESETS = {
 def make_settings(preset: str, options: dict) -> Settings:
     """A preset with its options replaced. Raises InputError for an unknown preset or option and for values that make no sense."""
     if not isinstance(preset, str) or preset not in PRESETS:
-        raise InputError(f"unknown preset '{preset}': it must be {' or '.join(PRESETS)}")
+        raise InputError(f"unknown preset '{shown(preset)}': it must be {' or '.join(PRESETS)}")
     unknown = sorted(options.keys() - asdict(PRESETS[preset]).keys())
     if unknown:
         raise InputError(f"distill does not take {', '.join(unknown)}")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..models.unwrap import peel, unwrapped
 from ..models.vit import describe
+from ..plain import dense
 from ..surroundings import door, neutral
 from .fused import Fused
 
@@ -75,7 +76,7 @@ class _FusedModule(nn.Module):
         return held[0].device, sum(tensor._version for tensor in held)
 
     def _check(self, images: Tensor) -> None:
-        vit = self._engine().vit
+        vit, images = self._engine().vit, dense("images", images)
         shape = (vit.channels, *vit.image_size)
         if images.ndim != 4 or images.shape[1:] != shape:
             raise InputError(f"images must be [B, {', '.join(map(str, shape))}] for this model, got {list(images.shape)}")

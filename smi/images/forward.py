@@ -1,5 +1,7 @@
 """Sparse images through a model: the retained patches only, each with its own position embedding."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +9,7 @@ from ..engine import forward_patches
 from ..errors import InputError
 from ..kernels.attention import attention
 from ..models.vit import describe_weights
-from ..plain import whole
+from ..plain import dense, whole
 from ..surroundings import neutral
 from .sparse_images import SparseImages
 
@@ -24,8 +26,14 @@ def forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor
         return _forward_sparse(model, images, batch_size)
 
 
+def _pair(images: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(images, tuple | list) or len(images) != 2:
+        raise InputError(f"images must be SparseImages, or (patches [M, n, C, p, p], index [M, n]), got {type(images).__name__}")
+    return dense("patches", images[0]), dense("index", images[1])
+
+
 def _forward_sparse(model: nn.Module, images: SparseImages | tuple[Tensor, Tensor], batch_size: int) -> Tensor:
-    patches, index = (images.patches, images.index) if isinstance(images, SparseImages) else images
+    patches, index = (images.patches, images.index) if isinstance(images, SparseImages) else _pair(images)
     vit = describe_weights(model, frozen=not torch.is_grad_enabled())
     wanted = (vit.channels, vit.patch_size, vit.patch_size)
     if tuple(patches.shape[2:]) != wanted:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from ..plain import LARGEST_SIDE, MEANS, STDS, path, real, scalar, several, whole
+from ..plain import LARGEST_SIDE, MEANS, STDS, dense, path, real, scalar, several, whole
 from . import storage
 from .patches import from_patches
 from .storage import TENSORS
@@ -39,6 +39,8 @@ class SparseImages:
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for name in ("patches", "index", "labels", "trajectory", "stage"):
+            dense(name, getattr(self, name))
         if self.patches.ndim != 5 or self.patches.shape[3] != self.patches.shape[4]:
             raise InputError(f"patches must be [M, n, C, p, p], got {list(self.patches.shape)}")
         m, n = self.patches.shape[:2]
@@ -184,9 +186,11 @@ def rows_of_index(which: Any, count: int) -> slice | Tensor:
     if not isinstance(given, bool | Tensor | np.ndarray) and hasattr(given, "__index__"):
         given = [given.__index__()]
     try:
-        held = given.detach().cpu() if isinstance(given, Tensor) else given if isinstance(given, np.ndarray) else np.asarray(list(given))
-        rows = torch.as_tensor(held)
-    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(given, Tensor):
+            rows = dense("an index", given).detach().cpu()
+        else:
+            rows = torch.as_tensor(given if isinstance(given, np.ndarray) else np.asarray(list(given)))
+    except (TypeError, ValueError, RuntimeError, InputError) as error:
         raise IndexError(f"images are indexed by whole numbers or truth values, not by {type(which).__name__}") from error
     rows = rows.long() if not rows.numel() and rows.dtype != torch.bool else rows
     if rows.ndim != 1 or rows.dtype not in (*WHOLE, torch.bool):

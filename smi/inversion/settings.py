@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..images.sparse_images import SparseImages
-from ..plain import MEANS, MOST, STDS, Take, flag, items, one_of, real, scalar, several, shown, whole, word
+from ..plain import MEANS, MOST, STDS, Take, dense, flag, holds_numbers, items, one_of, real, scalar, several, shown, whole, word
 from . import augmentation, psaq
 from .importance import Snapshot
 from .losses import TV_WEIGHT, Loss
@@ -84,7 +84,7 @@ POSITIVE = real("positive and finite", lambda value: value > 0)
 
 def _classes(name: str, value: Any) -> tuple[int, ...]:
     """Whole numbers, of one or of a nest of sequences; that they are classes of the model is checked with the model."""
-    flat = value.flatten() if isinstance(value, Tensor | np.ndarray) else value
+    flat = value.flatten() if isinstance(value, np.ndarray) or (isinstance(value, Tensor) and holds_numbers(value)) else value
     try:
         return several(whole(-sys.maxsize, sys.maxsize))(name, [flat] if isinstance(flat, int | np.integer) else flat)
     except InputError as error:
@@ -97,8 +97,8 @@ def _pixels(name: str, value: Any) -> Tensor:
     if not isinstance(held, Tensor) or held.is_complex() or held.dtype == torch.bool:
         raise InputError(f"{name} must be a tensor of pixels [trajectories, C, H, W], got {type(value).__name__}")
     held = held.detach()
-    if held.is_meta or not torch.isfinite(held).all():
-        raise InputError(f"{name} must hold finite numbers: it holds {'no data' if held.is_meta else 'NaN or infinity'}")
+    if not torch.isfinite(dense(name, held)).all():
+        raise InputError(f"{name} must hold finite numbers: it holds NaN or infinity")
     return held if held.dtype.is_floating_point else held.float()
 
 

@@ -11,7 +11,7 @@ from ..errors import InputError
 from ..images.patches import to_patches
 from ..images.sparse_images import SparseImages, check_labels
 from ..models.vit import ViT
-from ..plain import flag, real, several, whole, word
+from ..plain import dense, flag, real, several, whole, word
 from .recipe import Recipe
 
 Images = Tensor | SparseImages | tuple[Tensor, Tensor]
@@ -166,7 +166,7 @@ def as_patches(facts: Facts, images: Images) -> tuple[Tensor, Tensor]:
         patches, index = images.patches, images.index
     elif isinstance(images, Tensor):
         wanted = (facts.channels, *facts.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != wanted or not images.dtype.is_floating_point:
+        if dense("images", images).ndim != 4 or tuple(images.shape[1:]) != wanted or not images.dtype.is_floating_point:
             kind = f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
             raise InputError(f"{name} takes images [B, {', '.join(map(str, wanted))}] of normalised pixels, these are {kind}")
         patches = to_patches(images, facts.patch_size)
@@ -182,7 +182,7 @@ def as_patches(facts: Facts, images: Images) -> tuple[Tensor, Tensor]:
 def _checked_pair(facts: Facts, pair: Any) -> tuple[Tensor, Tensor]:
     if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(isinstance(part, Tensor) for part in pair)):
         raise InputError("images must be SparseImages, a tensor [B, C, H, W] of normalised pixels, or (patches [B, n, C, p, p], index [B, n])")
-    patches, index = pair
+    patches, index = dense("patches", pair[0]), dense("index", pair[1])
     cells = facts.grid[0] * facts.grid[1]
     if patches.ndim != 5 or patches.shape[:2] != index.shape or index.dtype.is_floating_point:
         raise InputError(f"patches [B, n, C, p, p] and whole numbers index [B, n] must fit, got {list(patches.shape)} and {list(index.shape)}")

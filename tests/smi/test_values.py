@@ -1,6 +1,7 @@
 """Values of NumPy and torch in the place of Python's own, and what is no value: settings of every entry point, and what is written of them."""
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -262,7 +263,8 @@ class Hostile:
     __hash__ = None
 
 
-NO_DATA = torch.zeros(2, device="meta")
+NO_DATA, PIXELS = torch.zeros(2, device="meta"), torch.zeros(2, 3, 16, 16)
+NESTED = torch.nested.nested_tensor([torch.zeros(1), torch.zeros(2)])
 
 
 @pytest.mark.parametrize(
@@ -273,7 +275,17 @@ NO_DATA = torch.zeros(2, device="meta")
         (lambda vit: smi.invert(vit, **SMALL, mean=Hostile()), "mean must be a sequence of numbers"),
         (lambda vit: smi.invert(vit, **SMALL, losses=np.array(2)), "losses must be a name or a sequence of functions"),
         (lambda vit: smi.invert(vit, **SMALL, prune_at=NO_DATA), "prune_at must be a sequence of numbers"),
-        (lambda vit: smi.invert(vit, **SMALL, init=NO_DATA), "init must hold finite numbers: it holds no data"),
+        (lambda vit: smi.invert(vit, **SMALL, init=NO_DATA), "init must be a dense tensor"),
+        (lambda vit: smi.invert(vit, **SMALL, init=PIXELS.to_sparse()), "init must be a dense tensor"),
+        (lambda vit: smi.invert(vit, **SMALL, labels=NESTED), "labels must be whole numbers"),
+        (lambda vit: smi.accelerate(vit)(PIXELS.to_sparse()), "images must be a dense tensor"),
+        (lambda vit: smi.accelerate(vit)(NO_DATA), "images must be a dense tensor"),
+        (lambda vit: smi.forward_sparse(vit, PIXELS), "images must be SparseImages"),
+        (lambda vit: smi.forward_sparse(vit, (make_images().patches.to_sparse(), make_images().index)), "patches must be a dense tensor"),
+        (lambda vit: replace(make_images(), labels=make_images().labels.to("meta")), "labels must be a dense tensor"),
+        (lambda vit: smi.evaluate(make_images(), vit, real=(PIXELS, NESTED)), "the real images' labels must be a dense tensor"),
+        (lambda vit: smi.evaluate(vit, make_images()), "images must be SparseImages"),
+        (lambda vit: smi.distill(vit, small_student(vit), make_images(), **QUICK, evaluation=(PIXELS, NO_DATA)), "evaluation labels must be a dense"),
         (lambda vit: smi.Event(1, 1, np.zeros(3), "drop"), "'lowest' or 'highest' patches to 'drop' or 'emit'"),
         (lambda vit: smi.Event(1, 1, "lowest", Hostile()), "'lowest' or 'highest' patches to 'drop' or 'emit'"),
         (lambda vit: smi.distill(vit, small_student(vit), make_images(), **{**QUICK, "evaluation": [Hostile()]}), "evaluation must be images"),

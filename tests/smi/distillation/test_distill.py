@@ -268,15 +268,17 @@ def test_students_that_cannot_take_the_images(vit, images, student, message):
     ("options", "message"),
     [
         ({"steps": 0}, "steps must be a whole number from 1"),
-        ({"lr": -1.0}, "lr must be positive"),
-        ({"temperature": 0}, "temperature must be positive"),
+        ({"lr": -1.0}, "lr must be a positive number"),
+        ({"temperature": 0}, "temperature must be a positive number"),
         ({"preset": "best"}, "unknown preset 'best': it must be published or adamw"),
         ({"stepps": 3}, "distill does not take stepps"),
         ({"holdout": 1.0}, "holdout must be a number from 0 up to 1"),
-        ({"clip": -1.0}, "clip must be positive and finite, got -1.0"),
+        ({"lr": 1e300}, "lr must be a positive number up to 1e30, got 1e"),  # which no float32 holds
+        ({"preset": 10**5000}, "unknown preset 'int'"),  # which has no text
+        ({"clip": -1.0}, "clip must be a positive number up to 1e30, got -1.0"),
         ({"warmup": -0.1}, "warmup must be a number from 0 up to 1, got -0.1"),
         ({"momentum": 1.0}, "momentum must be a number from 0 up to 1"),
-        ({"weight_decay": float("nan")}, "weight_decay must be a finite number of at least 0, got nan"),
+        ({"weight_decay": float("nan")}, "weight_decay must be a number from 0 to 1e30, got nan"),
         ({"refresh_every": 5}, "refreshing needs a source"),
         ({"evaluation": (torch.empty(0, 3, 16, 16), torch.empty(0))}, "evaluation needs as many labels as images"),
         ({"evaluation": (torch.zeros(1, 3, 16, 16), torch.tensor([5]))}, "labels must be whole numbers of 0 to 4, got int64 from 5"),
