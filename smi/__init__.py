@@ -33,7 +33,7 @@ from .inversion.loop import invert, invert_batches
 from .inversion.losses import default_losses
 from .inversion.progress import Iteration
 from .inversion.schedules import Event, Schedule
-from .quantization import load_quantized, quantize
+from .quantization import load_quantized, quantize, save_onnx
 from .version import __version__
 
 for public in (importance, losses):
@@ -58,4 +58,5 @@ __all__ = [
     "invert_batches",
     "load_quantized",
     "quantize",
+    "save_onnx",
 ]

@@ -17,6 +17,8 @@ from ..models.by_name import load_model
 from ..models.vit import describe
 from ..quantization.int8 import products_saturate
 from ..quantization.model import Images, accuracy
+from ..quantization.onnx_file import FILE, save_onnx
+from ..quantization.onnx_graph import needed
 from ..quantization.recipe import LINEAR_INPUTS
 from ..quantization.settle import MAX_IMAGES, inverting, print_round
 from ..quantization.simulate import quantize
@@ -35,6 +37,7 @@ from .options import AS_JSON, FORCE, MODEL, PATH, SEED, WEIGHTS, options
     click.option("--a-bits", "activation_bits", default=8, help="Bits of the activations, 2 to 8."),
     click.option("--eval", "evaluation", help="Real images on which accuracy is measured: digits, cifar10, imagenet or a path."),
     click.option("--output", "-o", type=PATH, help="Folder for the model: int8 where both are 8 bits, else the simulation."),
+    click.option("--to", default="smi", type=click.Choice(["smi", "onnx"]), help="What --output gets: smi.load_quantized's files, or model.onnx."),
     MODEL,
     WEIGHTS,
     click.option("--num-images", "-n", type=int, help="Images to calibrate with, the first ones; all when absent."),
@@ -63,6 +66,7 @@ def run_quantize(
     num_images: int | None = None,
     evaluation: str | None = None,
     output: Path | None = None,
+    to: str = "smi",
     force: bool = False,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -70,9 +74,14 @@ def run_quantize(
 ) -> dict:
     """Quantise with the images in a folder of sparse images, with the training split of a data set, or with images made; the result as data.
 
-    evaluation: labelled images to measure on. output: where the int8 model (W8/A8) or the simulation goes. recipe: settings of `quantize`.
+    evaluation: labelled images to measure on. output: where the int8 model (W8/A8) or the simulation goes, or, with
+    to="onnx", the ONNX file. recipe: settings of `quantize`.
     """
     began = time.perf_counter()
+    if to == "onnx":
+        needed()
+        if output is None:
+            raise InputError("to onnx needs a folder: pass --output")
     if output is not None:
         output_folder(output, force)
     pictures = evaluation is not None or not (images is None or _are_sparse(images))
@@ -99,8 +108,9 @@ def run_quantize(
     if int8 is not None:
         result["int8_weight_bits_here"] = 7 if products_saturate() else 8
     if output is not None:
-        (simulated if int8 is None else int8).save(output, force=True)
-        result.update(output=str(output), kind="simulated" if int8 is None else "int8")
+        deployed = simulated if int8 is None else int8
+        save_onnx(deployed, output, force=True) if to == "onnx" else deployed.save(output, force=True)
+        result.update(output=str(output), kind="onnx" if to == "onnx" else deployed.KIND)
     return result
 
 
@@ -129,7 +139,8 @@ def print_quantized(result: dict) -> None:
         print("int8: this processor adds byte products in 16 bits (no VNNI), so weights are rounded to 7 bits when the model is loaded here")
     print(f"{result['seconds']:.0f} s{_made(result)}")
     if "output" in result:
-        print(f"the {result['kind']} model is in {result['output']}; smi.load_quantized reads it")
+        reader = f"onnxruntime runs {FILE}" if result["kind"] == "onnx" else "smi.load_quantized reads it"
+        print(f"the {result['kind']} model is in {result['output']}; {reader}")
 
 
 def _made(result: dict) -> str:
