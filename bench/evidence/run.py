@@ -149,7 +149,8 @@ def as_text(name: str, values: list[float] | None) -> str:
     return f"{statistics.mean(values) * scale:.{digits}f}{spread}"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def options() -> argparse.ArgumentParser:
+    """Of the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("digits", "cifar10", "imagenet"), default="digits")
     parser.add_argument("--path", help="folder of ImageNet's Parquet files and teacher; SMI_IMAGENET when absent")
@@ -177,7 +178,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="go on in a folder of other settings; such tables are shown, never appended")
     parser.add_argument("--no-append", action="store_true", help="leave bench/results as it is")
     parser.add_argument("--check", action="store_true", help="exit code 1 where a floor is not reached")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = options().parse_args(arguments)
     try:
         return _main(given)
     except InputError as error:

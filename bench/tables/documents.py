@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..measuring import record
-from . import evidence, experiments, paper, speed, suites
+from . import evidence, experiments, paper, ranges, speed, suites
 from .history import history, older
 from .markdown import Maker, Rendered, render
 from .table import Table
@@ -39,6 +39,7 @@ TABLES: dict[str, Maker] = {
     "evidence-imagenet-paired": evidence.imagenet_paired,
     "evidence-imagenet-published": evidence.imagenet_published,
     "evidence": evidence.every,
+    **ranges.MAKERS,
     "demo": experiments.demo,
     "claims": experiments.claims,
     "int8": experiments.int8,

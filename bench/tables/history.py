@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from .evidence import EVIDENCE
 from .experiments import AGREEMENT, CLAIMS, CPU_ATTENTION, DEMO, FUZZ, INT8, METHOD
+from .ranges import RANGES
 from .rows import Measurement, commit, measurements, superseded
 from .suites import CASE, MEMORY, STEP, VERDICT, WHOLE, by_size, is_key
 from .table import Layout, Table
@@ -22,6 +23,7 @@ LAYOUTS = {
     "claims": CLAIMS,
     "fuzz": FUZZ,
     "method": METHOD,
+    "ranges": RANGES,
 }
 RETIRED = ("method",)  # kinds that are no longer measured and have no table of their own: the suite of whole runs measures the same
 

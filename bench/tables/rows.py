@@ -26,6 +26,7 @@ SUBJECTS: dict[str, Callable[[dict], tuple]] = {
     "claims": lambda row: (row["model"],),
     "method": lambda row: (row["model"],),
     "fuzz": lambda row: (row["what"],),
+    "ranges": lambda row: (row["model"], row["widths"]),
 }
 OF_A_PROCESSOR = (
     "step",
@@ -38,7 +39,7 @@ OF_A_PROCESSOR = (
     "demo",
     "claims",
 )  # whose figures no other processor's supersede
-OF_ANY_THREADS = ("int8", "cpu_attention", "evidence")  # which set the threads themselves
+OF_ANY_THREADS = ("int8", "cpu_attention", "evidence", "ranges")  # which set the threads themselves
 
 
 @dataclass(frozen=True)

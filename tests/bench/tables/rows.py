@@ -112,8 +112,31 @@ def fuzz() -> list[dict]:
     return [about | {"outcomes": outcomes, "findings": ["KeyError"], "parts": {"images.json": {"bits": 600}, "progress": {"bits": 400}}}]
 
 
+def ranges() -> list[dict]:
+    """Real images, those that stand beside them, and one case that changes everything."""
+    about = ABOUT | {"kind": "ranges", "time": WHEN, "model": "deit", "widths": "W6/A6", "ranges": "minmax", "percentile": 99.9, "count": 32}
+    about |= {
+        "tv_weight": 1e-4,
+        "pixel_noise": 0.0,
+        "noise_images": 0,
+        "borrowed": "",
+        "accuracy": 0.5,
+        "interval": 0.02,
+        "paired": [-0.05, 0.02, 0.03],
+    }
+    names = ["tokens", "heads.0", "head_outputs.0"]
+    parts = ["attn.qkv", "attn.qkv_output", "attn.scores", "attn.proj", "attn.proj_output", "mlp.fc2", "mlp.fc2_output", "attn_sum", "mlp_sum"]
+    names += [f"blocks.0.{part}" for part in parts]
+    sets = [("real", 20, 1.0), ("pri4", 20, 1.5), ("pri4", 400, 2.0), ("psaq", 20, 0.5)]
+    made = [
+        about | {"images": images, "iterations": count, "point_ranges": dict.fromkeys(names, [-wide, wide])} for images, count, wide in sets
+    ]  # fmt: skip
+    other = {"ranges": "percentile", "count": 8, "tv_weight": 5e-3, "pixel_noise": 0.5, "noise_images": 32, "borrowed": "scores"}
+    return [*made, made[2] | other]
+
+
 def every() -> list[dict]:
     """Rows of every kind."""
     made = [*step(), *step(suites.PATCHES), *step(suite="scaling", depth=24), *whole("dense", 2.0, 1.0), *whole("PRI v=7", 20.0, 10.0)]
     made += [*memory(), *operation(), *verdict(), *evidence(), *evidence("cifar10", 1e-4), *evidence("cifar10", copy=0.7), *imagenet()]
-    return made + [*int8(), *agreement(), *cpu_attention(), *demo(), *claims(), *method(), *fuzz()]
+    return made + [*int8(), *agreement(), *cpu_attention(), *demo(), *claims(), *method(), *fuzz(), *ranges()]
