@@ -4,13 +4,14 @@
     python -m bench.tables --check    write nothing; exit code 1 where a table differs from its rows, with its name
     python -m bench.tables --unread   list rows that no table reads; exit code 1 where there are any
     python -m bench.tables --list     the names of the tables
+    python -m bench.tables --picture  draw bench/results/evidence-imagenet.png from the rows
 
 In a document a table stands between two lines, and what is between them is replaced:
 
     <!-- table: NAME (make tables) -->
     <!-- end of table -->
 
-bench/results/paper.md is made again as a whole. Pictures are drawn by `python -m bench.paper`.
+bench/results/paper.md is made again as a whole. Its pictures are drawn by `python -m bench.paper`.
 """
 
 import argparse
@@ -20,9 +21,11 @@ from smi.console import print_table
 from smi.errors import InputError
 from smi.files import write_text
 
+from ..measuring import record
 from ..measuring.record import ROOT
 from .documents import TABLES, documents, rendered, unread
 from .markdown import Rendered
+from .plots import plot_iterations
 from .rows import processor, read_all
 
 
@@ -32,10 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--check", action="store_true", help="write nothing; exit code 1 where a table differs")
     one.add_argument("--unread", action="store_true", help="list rows that no table reads")
     one.add_argument("--list", action="store_true", help="list the tables")
+    one.add_argument("--picture", action="store_true", help="draw accuracy against iterations on ImageNet")
     given = parser.parse_args(arguments)
     if given.list:
         print_table("tables", ["name", "what it shows"], [[name, make.__doc__] for name, make in TABLES.items()])
         return 0
+    if given.picture:
+        return 0 if plot_iterations(read_all(), record.RESULTS / "evidence-imagenet.png") else 1
     return _unread() if given.unread else _render(write=not given.check)
 
 

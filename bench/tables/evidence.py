@@ -109,17 +109,17 @@ def every(rows: Sequence[dict]) -> list[Table]:
 
 def imagenet(rows: Sequence[dict]) -> list[Table]:
     """Cost and accuracies with their 95 % intervals, one table for each number of iterations."""
-    return [_imagenet(found, _accuracy, IMAGENET_COST) for found in _imagenets(rows)]
+    return [_imagenet(found, _accuracy, IMAGENET_COST) for found in imagenets(rows)]
 
 
 def imagenet_paired(rows: Sequence[dict]) -> list[Table]:
     """Accuracy minus that of the row of real images, with its 95 % interval and p-value, image by image."""
-    return [_imagenet(found, _difference, {}, without=REAL.key) for found in _imagenets(rows)]
+    return [_imagenet(found, _difference, {}, without=REAL.key) for found in imagenets(rows)]
 
 
 def imagenet_published(rows: Sequence[dict]) -> list[Table]:
     """Differences to full precision, the SMI paper's DeiT-Tiny beside ours."""
-    return [_beside_published(found) for found in _imagenets(rows)]
+    return [_beside_published(found) for found in imagenets(rows)]
 
 
 IMAGENET_COST: dict[str, tuple[str, Cell]] = {"core-seconds": ("seconds", whole_seconds), "over dense": COST["over dense"]}
@@ -127,7 +127,8 @@ IMAGENET_COST["teacher agrees"] = ("agreement", mean_of_images)
 ON_IMAGENET = [name for recipe in (PUBLISHED_QUANTISED, QUANTISED, FEW_BITS) for name in recipe]
 
 
-def _imagenets(rows: Sequence[dict]) -> list[Measurement]:
+def imagenets(rows: Sequence[dict]) -> list[Measurement]:
+    """The current rows of ImageNet's evidence, fewest iterations first."""
     return sorted(_of(rows, "imagenet"), key=lambda found: found.about["config"]["iterations"])
 
 

@@ -1,14 +1,18 @@
-"""The two plots of `bench.paper`: speed-up against sparsity, and time against tokens with the roofline."""
+"""The two plots of `bench.paper`: speed-up against sparsity, and time against tokens with the roofline; and that of ImageNet's evidence."""
 
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 from smi import cost
 from smi.files import replace_file
-from smi.inversion.methods import COMPARED, DENSE
+from smi.inversion.methods import COMPARED, DENSE, GAUSSIAN, REAL
 from smi.inversion.schedules import make_schedule
 from smi.models.vit import ViT
 
 from ..cases.suites import BASE, ITERATIONS, TINY
+from .evidence import HEADINGS, imagenets
+from .evidence import TITLES as METHODS
 from .results import TITLES, Results, vit_of
 
 SIDES = {"ours": "C0", "compiled": "C2", "eager": "C1"}
@@ -67,6 +71,36 @@ def plot_tokens(results: Results, path: Path) -> Path | None:
         ticks(axis.yaxis, (20, 50, 100, 200, 500, 1000, 2000, 5000))
         axis.legend(fontsize=8)
     return save(figure, path) if drawn else None
+
+
+def plot_iterations(rows: Sequence[dict], path: Path) -> Path | None:
+    """ImageNet: top-1 against the iterations of the images that calibrated, W8/A8 and W6/A6 under the published recipe, with 95 % intervals; None
+    where there is nothing to draw."""
+    by_iterations = {found.about["config"]["iterations"]: {row["method"]: row for row in found.rows} for found in imagenets(rows)}
+    if not by_iterations:
+        return None
+    figure, axes = new_figure(2)
+    for axis, column in zip(axes, ("published_w8a8", "published_w6a6"), strict=True):
+        methods = dict.fromkeys(method for found in by_iterations.values() for method in found)
+        for i, method in enumerate(methods):
+            made = {count: found[method] for count, found in by_iterations.items() if column in found.get(method, {})}
+            values = [100 * statistics.mean(row[column]) for row in made.values()]
+            if not made or method == GAUSSIAN.key:
+                continue
+            if method == REAL.key:
+                mean, half = values[0], 100 * next(iter(made.values()))["interval"][column]
+                axis.axhline(mean, color="black", linestyle="--", linewidth=1, label=METHODS[method])
+                axis.axhspan(mean - half, mean + half, color="black", alpha=0.08, linewidth=0)
+                continue
+            halves = [100 * row["interval"][column] for row in made.values()]
+            places = [count * 1.02 ** (i - len(methods) / 2) for count in made]  # side by side, so that the intervals are seen
+            axis.errorbar(places, values, halves, fmt="o-", markersize=4, capsize=2, linewidth=1, label=METHODS[method])
+        noise = [100 * statistics.mean(found[GAUSSIAN.key][column]) for found in by_iterations.values() if column in found.get(GAUSSIAN.key, {})]
+        beside = f" (noise: {statistics.mean(noise):.0f} %)" if noise else ""
+        axis.set(title=f"{HEADINGS[column]}{beside}", xlabel="iterations", ylabel="top-1 of 1,000 ImageNet images, %", xscale="log")
+        ticks(axis.xaxis, (20, 50, 100, 200, 400, 1000, 4000))
+    axes[0].legend(fontsize=8, loc="lower center")
+    return save(figure, path)
 
 
 def floor_ms(vit: ViT, batch: int, active: int, dtype: str, about: dict) -> float:

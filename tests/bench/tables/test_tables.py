@@ -92,6 +92,17 @@ def test_each_table_names_the_processor():
             assert "easured on Y, sm_90, torch 2.0" in text if name == "verdicts" else "easured on X, AVX2" in text
 
 
+def test_the_picture_of_imagenet(repository, monkeypatch):
+    """Drawn from the rows; nothing is drawn of none, or of columns that no row has."""
+    monkeypatch.setattr(command, "read_all", lambda: [row for row in ROWS if row["kind"] != "evidence"])
+    assert command.main(["--picture"]) == 1
+    assert not (repository / "evidence-imagenet.png").exists()
+    more = [row | {"config": row["config"] | {"iterations": 200}} for row in made.imagenet()]
+    monkeypatch.setattr(command, "read_all", lambda: [*ROWS, *more])
+    assert command.main(["--picture"]) == 0
+    assert (repository / "evidence-imagenet.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_tables_are_rendered_between_their_markers():
     text = f"Before.\n\n{BEGIN.format('steps')}old\n{END}\n\nAfter.\n"
     done, changed, refused = render(text, documents.TABLES, ROWS)
