@@ -40,7 +40,7 @@ from ..evidence.config import Config, make_config
 from ..evidence.one_method_and_seed import EVALUATED_TOGETHER, folder_of, make_images
 from ..evidence.run import FOLDER, open_folder, options
 from ..evidence.teacher import real_data, teacher_of
-from ..tables.ranges import RANGES, RESIDUAL, WIDTHS, kind_of
+from ..tables.ranges import POINTS, RANGES, RESIDUAL, WIDTHS, kind_of
 from ..tables.rows import measurements
 from .result_rows import append_to_results, with_environment
 
@@ -64,13 +64,12 @@ class Case:
 
 
 REAL = Case("real")
-BORROWED = ("residual sums", "output of fc2", "after LayerNorm", "output of proj", "output of qkv", "scores")
 SETS = (REAL, Case("pri4"), Case("pri4", LONG), Case("psaq"))
 CASES = (
     *SETS,
     *(Case("pri4", iterations) for iterations in (50, 100, 200)),
     *(replace(each, ranges="mse") for each in SETS),
-    *(Case("pri4", LONG, borrowed=kind) for kind in BORROWED),
+    *(Case("pri4", LONG, borrowed=kind) for kind in POINTS),
     *(replace(each, ranges="percentile") for each in (REAL, Case("pri4", LONG))),
     Case("pri4", LONG, count=8),
     Case("pri4", LONG, pixel_noise=0.5),
