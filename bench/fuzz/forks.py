@@ -1,7 +1,7 @@
 """Cases in forks of this process, which has everything loaded: a crash or a hang ends the fork, and its log names the case.
 
 A fork writes each case to its log before it runs it and the outcome behind it. It has limits of memory and of file size; a case that takes too long
-is ended by SIGALRM, whose default action no code of the case can hold up.
+is ended by SIGPROF, or by SIGALRM where it sleeps, whose default action no code of the case can hold up.
 """
 
 import faulthandler
@@ -26,6 +26,7 @@ MEMORY = 3 * 2**30  # bytes of address space beyond what this process has
 BLOW_UP = 512 * 2**20  # bytes of resident memory that no case may add
 LARGEST_FILE = 256 * 2**20  # bytes
 CASES, SECONDS = 500, 3.0  # of a fork, whichever comes first
+HANGS = {signal.SIGPROF: (signal.ITIMER_PROF, 1), signal.SIGALRM: (signal.ITIMER_REAL, 5)}  # times the seconds: of the processor; asleep, or waiting
 MOST_OUTPUT = 4000  # characters of a fork that did not come to its end
 
 
@@ -60,8 +61,9 @@ def _limit(folder: Path) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     faulthandler.enable(file=output)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    faulthandler.register(signal.SIGALRM, file=output, chain=True)
+    for number in HANGS:
+        signal.signal(number, signal.SIG_DFL)
+        faulthandler.register(number, file=output, chain=True)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the campaign, not its cases
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limits = {resource.RLIMIT_AS: pages * resource.getpagesize() + MEMORY, resource.RLIMIT_FSIZE: LARGEST_FILE, resource.RLIMIT_CORE: 0}
@@ -81,12 +83,14 @@ def _run(target: Target, draws: Iterable[Callable[[], Draw]], folder: Path, seco
         os.write(log, (json.dumps({"case": case, "choices": draw.taken}) + "\n").encode())
         own.mkdir(exist_ok=True)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        signal.setitimer(signal.ITIMER_REAL, target.seconds)
+        for timer, times in HANGS.values():
+            signal.setitimer(timer, times * target.seconds)
         try:
             outcome: dict[str, Any] | str = target.check(case, own)
         except BaseException as error:  # whatever it is: that is what is looked for
             outcome = describe_finding(error)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for timer, _ in HANGS.values():
+            signal.setitimer(timer, 0)
         added = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
         if added > BLOW_UP:
             outcome = {"key": f"memory {target.name}", "message": f"the case took {added / 2**20:.0f} MiB", "traceback": ""}
@@ -126,7 +130,7 @@ def _ended(target: Target, status: int, output: str) -> dict[str, Any]:
     """The finding of a fork that did not come to its end."""
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     how = signal.Signals(number).name if number else f"exit {os.waitstatus_to_exitcode(status)}"
-    if number == signal.SIGALRM:
+    if number in HANGS:
         how = "hang"
     frames = [line.strip() for line in output.splitlines() if line.strip().startswith(f'File "{ROOT}') and "/.venv/" not in line]
     outside = [frame for frame in frames if "bench/fuzz" not in frame]

@@ -60,6 +60,11 @@ def hang():
     time.sleep(30)
 
 
+def spin():
+    while True:
+        pass
+
+
 def overflow():
     bytes(range(256)) * 2**40
 
@@ -74,6 +79,7 @@ FAULTS = {
     "two lines": (two_lines, "InputError"),
     "abort": (abort, "SIGABRT"),
     "hang": (hang, "hang"),
+    "spin": (spin, "hang"),
     "memory": (overflow, "MemoryError"),
     "blow-up": (blow_up, "memory planted"),
 }
@@ -82,13 +88,13 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_found_with_its_case_and_shrunk(name, tmp_path):
     fault, key = FAULTS[name]
-    target = planted(fault, seconds=0.3 if name == "hang" else 20)
+    target = planted(fault, seconds=0.3 if key == "hang" else 20)
     child = forks.start(target, [partial(Seeded, 1, index) for index in range(50)], tmp_path / "fork")
     ran = forks.result(target, tmp_path / "fork", os.waitpid(child, 0)[1])
     finding = ran.findings[0]
     assert key in finding["key"]
     assert max(finding["case"]["numbers"]) > 60
-    if name not in ("hang", "blow-up"):  # a second each
+    if name not in ("hang", "spin", "blow-up"):  # a second each
         assert shrink(target, finding, tmp_path / "shrink", seconds=30)["case"] == {"numbers": [61]}
 
 
