@@ -60,7 +60,7 @@ class Case:
     tv_weight: float = TV
     pixel_noise: float = 0.0  # standard deviation of what is added to the normalised pixels
     noise_images: int = 0  # of Gaussian noise, shown beside the others
-    borrowed: str = ""  # kind of activations whose ranges are those of real images
+    borrowed: str = ""  # kinds of activations, joined by " and ", whose ranges are those of real images
 
 
 REAL = Case("real")
@@ -69,7 +69,7 @@ CASES = (
     *SETS,
     *(Case("pri4", iterations) for iterations in (50, 100, 200)),
     *(replace(each, ranges="mse") for each in SETS),
-    *(Case("pri4", LONG, borrowed=kind) for kind in POINTS),
+    *(Case("pri4", LONG, borrowed=kind) for kind in (*POINTS, "embedding and residual sums")),
     *(replace(each, ranges="percentile") for each in (REAL, Case("pri4", LONG))),
     Case("pri4", LONG, count=8),
     Case("pri4", LONG, pixel_noise=0.5),
@@ -124,7 +124,7 @@ def judged(case: Case, folder: Path, config: Config) -> dict:
     facts, tensors, inputs = calibrated(replace(case, borrowed=""), folder, config)
     if case.borrowed:
         real = calibrated(replace(REAL, ranges=case.ranges, percentile=case.percentile), folder, config)[2]
-        inputs = {name: (real if kind_of(name) == case.borrowed else inputs)[name] for name in inputs}
+        inputs = {name: (real if kind_of(name) in case.borrowed.split(" and ") else inputs)[name] for name in inputs}
     model = (SimulatedViT if products_saturate() else Int8ViT)(facts, tensors, inputs)
     right = recognised(model, *real_data(config, "test"), EVALUATED_TOGETHER)
     about = {"model": facts.name, "widths": str(facts.recipe), "test_images": len(right), "seed": SEED}
