@@ -99,7 +99,7 @@ def plot_iterations(rows: Sequence[dict], path: Path) -> Path | None:
         beside = f" (noise: {statistics.mean(noise):.0f} %)" if noise else ""
         axis.set(title=f"{HEADINGS[column]}{beside}", xlabel="iterations", ylabel="top-1 of 1,000 ImageNet images, %", xscale="log")
         ticks(axis.xaxis, (20, 50, 100, 200, 400, 1000, 4000))
-    axes[0].legend(fontsize=8, loc="lower center")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=len(methods))
     return save(figure, path)
 
 
