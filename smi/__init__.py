@@ -33,6 +33,7 @@ from .inversion.loop import invert, invert_batches
 from .inversion.losses import default_losses
 from .inversion.progress import Iteration
 from .inversion.schedules import Event, Schedule
+from .models.levels import describe
 from .quantization import load_quantized, quantize, save_onnx
 from .version import __version__
 
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "default_losses",
+    "describe",
     "distill",
     "drop_in",
     "evaluate",

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .models.levels import Model, read_model
 from .models.view import MOST_PIXELS, View
-from .models.vit import ViT, describe
 from .plain import one_of, path, whole
 
 SPLITS = {"train": ("train",), "test": ("test", "val", "valid", "validation")}  # and how files and folders name them
@@ -44,11 +44,11 @@ class Sizes:
     view: View = View()  # what of a picture the model sees
 
     @staticmethod
-    def of(model: "nn.Module | ViT | Sizes") -> "Sizes":
-        """The sizes of a supported timm ViT."""
+    def of(model: "nn.Module | Model | Sizes") -> "Sizes":
+        """The sizes of a supported model."""
         if isinstance(model, Sizes):
             return model
-        vit = model if isinstance(model, ViT) else describe(model)
+        vit = read_model(model)[0] if isinstance(model, nn.Module) else model
         return Sizes(vit.channels, vit.image_size, vit.mean, vit.std, vit.num_classes, vit.view)
 
     def record(self) -> dict[str, Any]:
@@ -56,7 +56,7 @@ class Sizes:
         return {"image_size": list(self.image_size), "mean": list(self.mean), "std": list(self.std), **self.view.cfg()}
 
 
-def load(source: str | Path, model: nn.Module | ViT | Sizes, split: str = "test", limit: int | None = None) -> tuple[Tensor, Tensor]:
+def load(source: str | Path, model: nn.Module | Model | Sizes, split: str = "test", limit: int | None = None) -> tuple[Tensor, Tensor]:
     """Normalised images float32 [N, C, H, W] and labels int64 [N] of one split, "train" or "test", on the CPU, as `model` takes them.
 
     source: "digits", "cifar10", "imagenet" or a path, as above. limit: at most this many images, the first ones (class folders take turns).

@@ -90,7 +90,7 @@ def evaluate(
         raise InputError(f"real must be images [N, C, H, W] and labels [N], two tensors, got {type(real).__name__}")
     if verifier is not None and not isinstance(verifier, nn.Module):
         raise InputError(f"verifier must be a model, got {type(verifier).__name__}")
-    if holds_vit(model):
+    if holds_vit(model) and images.sparsity > 0:  # a whole image it reads by its own modules
         describe_weights(model)  # what the images were made from is supported, or it is another model
     answers, _ = _answers(model, images, device, "the model")
     shuffled = None if _stages(images) == 1 else random_parts(images, seed)

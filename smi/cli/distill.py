@@ -86,7 +86,7 @@ def _reading(student: nn.Module, teacher: nn.Module):
     try:
         return describe(student)
     except InputError:
-        return describe(teacher)
+        return Sizes.of(teacher)
 
 
 def print_distilled(result, output) -> None:

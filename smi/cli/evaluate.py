@@ -9,7 +9,7 @@ from ..datasets import Sizes, load
 from ..evaluate import evaluate
 from ..images.sparse_images import SparseImages
 from ..models.by_name import load_model
-from ..models.vit import describe
+from ..models.levels import read_model
 from .options import AS_JSON, FOLDER, MODEL, PATH, SEED, WEIGHTS, options
 
 
@@ -29,7 +29,7 @@ def command(folder, model, image_size, checkpoint, random_weights, mean, std, ve
     images = SparseImages.load(folder)
     teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
     other = None if verifier is None else load_model(verifier, checkpoint=verifier_checkpoint)
-    sizes = None if against is None else Sizes.of(describe(teacher, mean=mean, std=std))
+    sizes = None if against is None else Sizes.of(read_model(teacher, mean=mean, std=std)[0])
     real = None if against is None or sizes is None else load(against, sizes, "test")
     result = evaluate(images, teacher, verifier=other, real=real, seed=seed)
     about = {} if sizes is None else {"against": {"data": against, "preprocessing": sizes.record()}}

@@ -32,7 +32,7 @@ from .options import AS_JSON, FORCE, MODEL, PATH, SCHEDULE, SEED, WEIGHTS, optio
     AS_JSON,
 )
 def command(output, model, image_size, checkpoint, random_weights, as_json, **settings) -> None:
-    """Synthesise images from a trained ViT."""
+    """Synthesise images from a trained ViT, or with --method dense from any classifier."""
     teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
     try:
         images = invert(teacher, output=output, progress=not as_json, **settings)

@@ -6,7 +6,7 @@ import click
 
 from ..errors import InputError, RunError, RunInterrupted
 from ..kernels.versions import BackendUnavailable, backend
-from . import cost, demo, distill, evaluate, export, info, invert, quantize, report, show, verify, verify_run
+from . import cost, demo, distill, evaluate, export, info, invert, models, quantize, report, show, verify, verify_run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -15,7 +15,7 @@ def smi(traceback) -> None:
     """Data-free inversion of Vision Transformers: dense, sparse (SMI) and patch rebirth (PRI)."""
 
 
-for verb in (invert, show, report, export, distill, evaluate, quantize, cost, info, verify, verify_run, demo):
+for verb in (invert, show, report, export, distill, evaluate, quantize, cost, info, models, verify, verify_run, demo):
     smi.add_command(verb.command)
 
 

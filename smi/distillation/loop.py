@@ -21,8 +21,10 @@ from ..errors import InputError, RunError
 from ..images.readers import Reader, logits, make_reader
 from ..images.sparse_images import check_labels
 from ..models.folder import load_weights
+from ..models.levels import Model, read_model
+from ..models.module import Classifier
 from ..models.unwrap import peel
-from ..models.vit import describe, describe_weights
+from ..models.vit import describe_weights
 from ..plain import dense, usable_device
 from ..random_streams import generator
 from ..surroundings import at_the_door, seeded
@@ -109,14 +111,15 @@ class _Distillation:
         self.teacher = copy.deepcopy(peel(teacher)).to(self.device).eval()
         self.read_teacher = make_reader(self.teacher, self.pool.images, "the teacher", frozen=True)
         self.read_student = make_reader(self.student, self.pool.images, "the student")
-        self._check_models()
+        about = self.pool.images
+        vit, _ = read_model(self.teacher, mean=about.mean, std=about.std, image_size=about.image_size)
+        self._check_models(vit)
         self._check_evaluation()
         if settings.head_only:
             freeze_trunk(self.student)
         for parameter in self.teacher.parameters():
             parameter.requires_grad_(False)
         self.optimiser = make_optimiser(self.student, settings)
-        vit = describe(self.teacher)
         self.roll = min(vit.image_size) // 8 if settings.roll is None else settings.roll
         self.flip = vit.flip if settings.flip is None else settings.flip
         self.patch_dropout = settings.patch_dropout if self.read_teacher.sparse and self.read_student.sparse else 0.0
@@ -133,11 +136,12 @@ class _Distillation:
         self.best: Any = None  # a row of the curve, once there is one
         self.best_weights: dict[str, Tensor] = {}
 
-    def _check_models(self) -> None:
+    def _check_models(self, vit: Model) -> None:
         """Raise InputError where images, teacher and student do not fit one another."""
         teacher, student = self.read_teacher, self.read_student
-        if not teacher.sparse:
-            describe_weights(self.teacher)  # says what is wrong with it, if anything is
+        if not teacher.sparse and isinstance(vit, Classifier) and self.pool.images.sparsity > 0:
+            describe_weights(self.teacher)  # says why it reads whole images alone
+        if not teacher.sparse and not isinstance(vit, Classifier):
             raise InputError("the teacher must be a ViT on the grid of the images: these were made for another model")
         if teacher.num_classes != student.num_classes:
             raise InputError(f"the student has {student.num_classes} classes, the teacher {teacher.num_classes}: they must be the same")

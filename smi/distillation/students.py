@@ -10,8 +10,8 @@ from torch import nn
 
 from ..errors import InputError
 from ..models.by_name import load_model
+from ..models.levels import read_model
 from ..models.unwrap import unwrapped
-from ..models.vit import describe
 from ..random_streams import generator
 from ..surroundings import neutral, seeded
 
@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {"embed_dim": 64, "depth": 3, "num_heads": 4}
 def make_student(
     name: str, teacher: nn.Module, *, checkpoint: str | None = None, pretrained: bool = False, fresh_blocks: int | None = None, seed: int = 0
 ) -> nn.Module:
-    """A student for a supported ViT teacher, drawn from the seed.
+    """A student for a supported teacher, drawn from the seed.
 
     name: "small" (an untrained ViT of width 64 and 3 blocks on the teacher's grid), "teacher" (a copy of it, the last fresh_blocks blocks
     re-initialised, all of them when None), a folder that `save_model` wrote, or a timm architecture with random weights, those of a checkpoint, or
@@ -53,7 +53,7 @@ def small_student(teacher: nn.Module, seed: int = 0, **options: Any) -> nn.Modul
     """An untrained ViT on the teacher's patch grid; options replace those of `SMALL`."""
     from timm.models.vision_transformer import VisionTransformer
 
-    vit = describe(teacher)
+    vit, _ = read_model(teacher)
     given: dict[str, Any] = {"img_size": vit.image_size, "patch_size": vit.patch_size, "in_chans": vit.channels, "num_classes": vit.num_classes}
     with _seeded(seed):
         student: Any = VisionTransformer(**{**given, **SMALL, **options})
@@ -75,7 +75,10 @@ def partly_fresh(teacher: nn.Module, blocks: int, seed: int = 0) -> nn.Module:
 
 
 def _depth(model: Any) -> int:
-    return len(unwrapped(model).blocks)
+    blocks = getattr(unwrapped(model), "blocks", None)
+    if blocks is None:
+        raise InputError(f"{type(model).__name__} has no blocks to re-initialise: take the student 'small' or a timm architecture")
+    return len(blocks)
 
 
 def _reinitialise(part: nn.Module) -> None:
@@ -96,7 +99,7 @@ def _untrained(name: str, teacher: nn.Module) -> nn.Module:
 
     if not timm.is_model(name):
         return load_model(name)  # a folder, or an error that suggests a name
-    vit = describe(teacher)
+    vit, _ = read_model(teacher)
     options: dict[str, Any] = {"num_classes": vit.num_classes, "in_chans": vit.channels}
     try:
         student: Any = timm.create_model(name, **options, img_size=vit.image_size)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..kernels import graphs
+from ..models.module import Classifier
 from .step import Step, is_standard
 
 WARM_UP = 2  # updates before the capture: kernels compile, workspaces are made
@@ -15,7 +16,8 @@ class Runner:
     def __init__(self, step: Step, table: Tensor, curve: Tensor, first: int):
         self.step, self.table, self.curve = step, table, curve
         self.at = torch.tensor([first], device=table.device)
-        self.graph = _captured(self) if table.device.type == "cuda" and is_standard(step.losses) else None
+        own = isinstance(step.vit, Classifier)  # whose modules might wait for the device
+        self.graph = _captured(self) if table.device.type == "cuda" and is_standard(step.losses) and not own else None
 
     def __call__(self) -> None:
         """Make the next update; its loss goes to the curve."""

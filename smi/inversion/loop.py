@@ -42,7 +42,7 @@ Batches = Generator[tuple[int, SparseImages], None, None]  # with their numbers
 @by_keyword(InvertSettings)
 @at_the_door
 def invert(model: nn.Module, settings: InvertSettings) -> SparseImages:
-    """Synthesise sparse images from a trained timm ViT, without data.
+    """Synthesise images from a trained model, without data: sparse ones from a timm ViT, whole ones from any classifier (method "dense").
 
     {settings}
 

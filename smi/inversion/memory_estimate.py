@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from .. import engine
 from ..errors import RunError
-from ..models.vit import ViT
+from ..models.description import ViT
+from ..models.levels import Model
 from .losses import default_losses
 from .schedules import Schedule
 
@@ -129,8 +130,10 @@ def ran_out(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
-def out_of_memory(vit: ViT, schedule: Schedule, batch: int, available: int | None = None, fused: engine.Mode | None = None) -> RunError:
+def out_of_memory(vit: Model, schedule: Schedule, batch: int, available: int | None = None, fused: engine.Mode | None = None) -> RunError:
     """The error that says which batch size fits; call it when the tensors of the failed pass are gone."""
+    if not isinstance(vit, ViT):
+        return RunError(f"out of memory: a batch of {batch} does not fit on {vit.device}; pass a smaller batch_size (--batch-size)")
     most = batch - 1 if available is not None else batch // 2  # the batch that ran out was estimated to fit
     if available is None:
         if vit.device.type == "cuda":

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from ..engine import Fused
 from ..errors import InputError
+from ..models.description import ViT
+from ..models.levels import Model, read_model
+from ..models.module import Classifier
 from ..models.proof import refuse_nan
-from ..models.vit import ViT, describe
 from ..plain import shown, usable_device, whole
 from ..random_streams import generator
 from . import augmentation, importance, psaq
@@ -21,6 +23,7 @@ from .schedules import METHODS, Schedule, make_schedule
 from .settings import PRESETS, Preset, Settings
 
 DTYPES = {"fused": ("auto", "float32", "bfloat16", "float16"), "reference": ("auto", "float32", "float64")}  # by engine
+SPARSE = ("smi", "pri")  # methods whose patches leave
 
 
 def prepare(model: nn.Module, settings: Settings) -> Run:
@@ -30,19 +33,24 @@ def prepare(model: nn.Module, settings: Settings) -> Run:
     settings = _completed(settings, preset)
     whole(min(preset.iterations, 1))("iterations", settings.iterations)
     losses = _losses(settings)
-    settings = replace(settings, engine=_engine(settings, losses))
-    double = settings.dtype == "float64"
-    vit = describe(model, mean=settings.mean, std=settings.std, flip=settings.flip)
+    vit, why = read_model(model, mean=settings.mean, std=settings.std, flip=settings.flip, image_size=settings.image_size)
     refuse_nan(model)
+    settings = replace(settings, engine=_module_engine(settings, vit, losses, why) if isinstance(vit, Classifier) else _engine(settings, losses))
+    double = settings.dtype == "float64"
     vit = vit.to(_device(model, settings.device), torch.float64 if double else torch.float32, copy=True)  # the model's own may change between batches
     settings = replace(settings, init=settings.init.detach().clone() if isinstance(settings.init, Tensor) else settings.init)
+    if isinstance(vit, Classifier) and (settings.method in SPARSE or getattr(settings.schedule, "events", None)):
+        what = f"method '{settings.method}'" if settings.method else "this schedule"
+        raise InputError(f"{what} needs a model that takes a subset of the patches, and {why}; method 'dense' takes it as it is")
     schedule = _schedule(settings, vit)
     trajectories = -(-settings.num_images // schedule.images_per_trajectory)
     _check_init(settings.init, (trajectories, vit.channels, *vit.image_size))
     labels = _labels(settings.labels, trajectories, vit.num_classes, settings.seed)
     table = _augmentation(settings, preset, schedule, vit)
     ranking = importance.resolve(settings.importance)
-    fused = Fused(vit, settings.dtype, settings.recompute) if settings.engine == "fused" else None  # last: it may compile and packs the weights
+    fused = None
+    if isinstance(vit, ViT) and settings.engine == "fused":
+        fused = Fused(vit, settings.dtype, settings.recompute)  # last: it may compile and packs the weights
     run = Run(
         settings=replace(
             settings,
@@ -50,7 +58,7 @@ def prepare(model: nn.Module, settings: Settings) -> Run:
             batch_size=min(settings.batch_size, trajectories),
             flip=vit.flip,
             losses=losses,
-            dtype=str(fused.dtype if fused else vit.embed.weight.dtype).removeprefix("torch."),
+            dtype=str(fused.dtype if fused else vit.dtype).removeprefix("torch."),
             device=str(vit.device),
         ),
         vit=vit,
@@ -64,7 +72,7 @@ def prepare(model: nn.Module, settings: Settings) -> Run:
     run.provenance.update(provenance_of(run))
     if settings.max_memory is not None:
         run.chunk = _chunk(run, settings.max_memory)
-    elif schedule.iterations:
+    elif schedule.iterations and isinstance(vit, ViT):  # what another model takes is known when it has run
         check_memory(vit, schedule, run.batch_size, fused.mode if fused else None)
     return run
 
@@ -118,13 +126,26 @@ def _engine(settings: Settings, losses: Sequence[Loss]) -> str:
     return name
 
 
+def _module_engine(settings: Settings, vit: Classifier, losses: Sequence[Loss], why: str) -> str:
+    """The name in the provenance; raises InputError for what only the engines of a ViT can do."""
+    if settings.engine is not None:
+        raise InputError(f"engine '{settings.engine}' cannot compute it, {why}: leave engine out, and it runs by its own modules")
+    if settings.dtype not in DTYPES["reference"]:
+        raise InputError(f"dtype '{settings.dtype}' needs the fused engine: {vit.name} runs its own modules, in float32 or float64")
+    if any(map(needs_attention_outputs, losses)):
+        raise InputError(f"a loss needs the attention outputs of every block, which {vit.name} does not give: take losses='default'")
+    if settings.recompute:
+        raise InputError(f"recompute needs the fused engine: autograd decides what {vit.name} saves")
+    return "module"
+
+
 def _chunk(run: Run, limit: float) -> int:
-    if run.fused is None:
+    if run.fused is None or isinstance(run.vit, Classifier):
         raise InputError("max_memory needs the fused engine, which can run a batch in parts")
     return chunk_of(run.vit, run.schedule, run.batch_size, limit, run.fused.mode)
 
 
-def _schedule(settings: Settings, vit: ViT) -> Schedule:
+def _schedule(settings: Settings, vit: Model) -> Schedule:
     method, schedule, iterations = settings.method, settings.schedule, settings.iterations
     options = {"prune_at": settings.prune_at, "prune_ratio": settings.prune_ratio, "division": settings.division}
     if method is None and schedule is None:
@@ -151,7 +172,7 @@ def _losses(settings: Settings) -> list[Loss]:
     return list(losses or ())
 
 
-def _augmentation(settings: Settings, preset: Preset, schedule: Schedule, vit: ViT) -> Tensor:
+def _augmentation(settings: Settings, preset: Preset, schedule: Schedule, vit: Model) -> Tensor:
     """The table int32 [iterations, 3] of a run, still around events."""
     if settings.augmentation is None:
         table = preset.draw(schedule.iterations, vit.image_size, generator(settings.seed, "augmentation"), settings.jitter, vit.flip)

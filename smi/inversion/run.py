@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..engine import Fused
 from ..kernels.versions import backend
-from ..models.vit import ViT
+from ..models.levels import Model
 from ..plain import for_json
 from ..random_streams import generator
 from ..version import __version__
@@ -27,20 +27,20 @@ class Run:
     """What the loop reads. settings: the caller's, completed with what None stands for."""
 
     settings: Settings
-    vit: ViT
+    vit: Model
     schedule: Schedule
     labels: Tensor  # int64 [trajectories]
     table: Tensor  # int32 [iterations, 3], (dy, dx, flip)
     losses: Sequence[Loss]
     importance: Callable[[Snapshot], Tensor]
-    fused: Fused | None  # the engine; None for the reference
+    fused: Fused | None  # the engine; None for the reference and for a model at level module
     chunk: int | None = None  # trajectories whose passes run together, None for all of a batch
     provenance: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the pixels."""
-        return self.vit.embed.weight.dtype
+        return self.vit.dtype
 
     @property
     def batch_size(self) -> int:

@@ -226,6 +226,13 @@ class Settings:
     std: tuple[float, ...] | None = setting(
         None, "standard deviation of the training images per channel", unset="the model's own", recorded=None, take=STDS
     )
+    image_size: tuple[int, int] | None = setting(
+        None,
+        "height and width of the images in pixels, for a module that does not tell it",
+        unset="the model's own",
+        recorded=None,
+        take=several(whole(1), 2),
+    )
     seed: int = setting(0, "seed of everything that is drawn", take=whole(0, 2**63 - 1))
     engine: str | None = setting(
         None, "which engine: fused or reference", unset="fused, unless a loss or dtype float64 needs the reference", take=word

@@ -11,22 +11,24 @@ from ..engine.fused import Fused
 from ..engine.reference import Output
 from ..errors import InputError
 from ..kernels.image_step import image_step, tv_norms
-from ..models.vit import ViT
+from ..models.description import ViT
+from ..models.levels import Model
+from ..models.module import Classifier
 from .losses import Loss, cross_entropy, needs_attention_outputs, total
 
 
 class Step:
     """Call `run` once an iteration. images [B, C, H, W] and the moments are updated in place; `output` is the pass that the update came from.
 
-    engine: a Fused, or a ViT for the reference. index: int64 [B, n], the active patches. losses: their sum is minimised; total variation, whose
-    gradient the update itself adds, is told by its attribute `tv_weight`. low, high: [C], valid range. update: "active" leaves the pixels of patches
-    that left as they are; "all" moves every pixel at which there is a gradient or momentum, as published code does. chunk: trajectories whose forward
-    and backward pass run together, None for all.
+    engine: a Fused, a ViT for the reference, or a Classifier, which runs its own modules. index: int64 [B, n], the active patches. losses: their sum
+    is minimised; total variation, whose gradient the update itself adds, is told by its attribute `tv_weight`. low, high: [C], valid range. update:
+    "active" leaves the pixels of patches that left as they are; "all" moves every pixel at which there is a gradient or momentum, as published code
+    does. chunk: trajectories whose forward and backward pass run together, None for all.
     """
 
     def __init__(
         self,
-        engine: Fused | ViT,
+        engine: Fused | Model,
         images: Tensor,
         moments: tuple[Tensor, Tensor],
         labels: Tensor,
@@ -42,9 +44,9 @@ class Step:
     ):
         self.engine: Any = engine
         self.fused = isinstance(engine, Fused)
-        self.vit: ViT = engine.vit if isinstance(engine, Fused) else engine
+        self.vit: Model = engine.vit if isinstance(engine, Fused) else engine
         self.images, self.moments, self.labels, self.index = images, moments, labels, index
-        self.losses, self.tv_weight = _split(losses) if self.fused else (list(losses), 0.0)
+        self.losses, self.tv_weight = (list(losses), 0.0) if isinstance(engine, ViT) else _split(losses)
         self.low, self.high, self.lr, self.betas = low, high, lr, betas
         self.moved = index if update == "active" else None
         size = len(images) if chunk is None else chunk
@@ -72,7 +74,7 @@ class Step:
     def _gradient(self, augmentation: Tensor) -> Tensor:
         """Loss without total variation; its gradient goes to `grad`, the model's results to `output`."""
         if not self.fused:
-            return self._reference_gradient(augmentation)
+            return self._autograd_gradient(augmentation)
         if len(self.chunks) > 1:
             return self._gradient_in_chunks(augmentation)
         self.output, _, saved = self.engine.forward(self.images, self.index, augmentation, self.workspace)
@@ -109,10 +111,14 @@ class Step:
         return loss.detach(), torch.zeros_like(logits) if grad_logits is None else grad_logits, grad_images
 
     @torch.enable_grad()
-    def _reference_gradient(self, augmentation: Tensor) -> Tensor:
+    def _autograd_gradient(self, augmentation: Tensor) -> Tensor:
         pixels = self.images.detach().requires_grad_()
         wanted: list[Tensor] | None = [] if any(map(needs_attention_outputs, self.losses)) else None
-        self.output = reference.forward(self.vit, pixels, self.index, augmentation, wanted)
+        if isinstance(self.vit, Classifier):
+            logits = self.vit.forward(pixels, augmentation)
+            self.output = Output(logits, logits.new_empty(len(logits), 0))  # no patches are ranked
+        else:
+            self.output = reference.forward(self.vit, pixels, self.index, augmentation, wanted)
         loss = total(self.losses, pixels, self.output.logits, self.labels, wanted)
         check(loss)
         (grad,) = torch.autograd.grad(loss, pixels)

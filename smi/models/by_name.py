@@ -68,9 +68,9 @@ def load_model(
         return _from_file(name, Path(checkpoint), options).to(device).eval()
     if random_weights:
         with torch.device(device):
-            return _create(name, options).eval()
+            return create(name, options).eval()
     try:
-        return timm.create_model(name, pretrained=True, **options).to(device).eval()
+        return _build(name, pretrained=True, **options).to(device).eval()
     except (AssertionError, TypeError) as error:
         raise InputError(f"{name} cannot be built with {options}: {error}") from error
     except Exception as error:  # hubs fail in many ways: no network, no such file, a proxy
@@ -86,11 +86,25 @@ def _weights_in(folder: Path) -> Path:
     return found
 
 
-def _create(name: str, options: dict) -> nn.Module:
+def _build(name: str, **options: Any) -> nn.Module:
+    """timm's model; one that takes images of any size, as convolutional networks do, is told by its `pretrained_cfg` which it gets."""
     import timm
 
     try:
         return timm.create_model(name, **options)
+    except TypeError as error:
+        size = options.pop("img_size", None)
+        if size is None or "img_size" not in str(error):
+            raise
+        model: Any = timm.create_model(name, **options)
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (model.pretrained_cfg["input_size"][0], *size)}
+        return model
+
+
+def create(name: str, options: dict) -> nn.Module:
+    """timm's model; raises InputError where it cannot be built."""
+    try:
+        return _build(name, **options)
     except (AssertionError, TypeError, ValueError, KeyError, AttributeError, OSError, RuntimeError, MemoryError) as error:
         raise InputError(f"{name} cannot be built with {options}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
 
@@ -105,9 +119,9 @@ def _suggest(name: str, known: list[str]) -> str:
 def _from_file(name: str, path: Path, options: dict) -> nn.Module:
     """The architecture with the weights of a file, which decide classes, channels and pooling, and are fitted to its image size."""
     weights = read_weights(path)
-    model = _create(name, {**options, **_read_from(weights)})
+    model = create(name, {**options, **_read_from(weights)})
     if "fc_norm.weight" in model.state_dict() and "norm.weight" in weights and "fc_norm.weight" not in weights:
-        model = _create(name, {**options, **_read_from(weights), "global_pool": "token"})
+        model = create(name, {**options, **_read_from(weights), "global_pool": "token"})
     _fit_positions(weights, model)
     wanted = model.state_dict()
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())

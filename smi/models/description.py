@@ -56,8 +56,32 @@ class Block:
         return self.fc1.weight.shape[0]
 
 
+class Pixels:
+    """What images a model takes, whatever computes its logits."""
+
+    image_size: tuple[int, int]
+    patch_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches: rows, columns."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """N, of a whole image."""
+        return self.grid[0] * self.grid[1]
+
+    def valid_range(self) -> tuple[Tensor, Tensor]:
+        """Lowest and highest normalised value of a valid image, each [C]: (0 - mean) / std and (1 - mean) / std."""
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
+        return -mean / std, (1 - mean) / std
+
+
 @dataclass(frozen=True, eq=False)
-class ViT:
+class ViT(Pixels):
     """A Vision Transformer as the engine sees it: d embedding dimension, N patches, P prefix tokens (CLS, distillation, registers)."""
 
     name: str
@@ -78,16 +102,6 @@ class ViT:
     flip: bool  # whether a mirror image keeps its class
     normalises: bool = False  # whether the model takes fractions of white and normalises them itself
     view: View = View()  # what of a picture it sees
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches: rows, columns."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        """N, of a whole image."""
-        return self.grid[0] * self.grid[1]
 
     @property
     def num_prefix(self) -> int:
@@ -119,10 +133,10 @@ class ViT:
         """Of the weights."""
         return self.embed.weight.device
 
-    def valid_range(self) -> tuple[Tensor, Tensor]:
-        """Lowest and highest normalised value of a valid image, each [C]: (0 - mean) / std and (1 - mean) / std."""
-        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.mean, self.std))
-        return -mean / std, (1 - mean) / std
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.embed.weight.dtype
 
     def to(self, device: torch.device | str, dtype: torch.dtype, copy: bool = False) -> "ViT":
         """The same description with its weights on another device or in another dtype; copy: they never follow the model's."""

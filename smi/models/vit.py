@@ -38,15 +38,19 @@ def describe(
     Raises InputError with the reason for a model that is not supported, and where its own logits, pixel gradients or logits of a subset of the tokens
     are others than the description's: it names the first block that differs.
     """
+    return with_statistics(describe_weights(model, flip=flip, frozen=frozen), mean, std)
+
+
+def with_statistics(vit: ViT, mean: tuple[float, ...] | None, std: tuple[float, ...] | None) -> ViT:
+    """The description with statistics: those given, else the model's own. Raises InputError where there are none, or others than it normalises by."""
     mean = None if mean is None else MEANS("mean", mean)
     std = None if std is None else STDS("std", std)
-    vit = describe_weights(model, flip=flip, frozen=frozen)
     if vit.normalises:
         for word, given, own in (("mean", mean, vit.mean), ("std", std, vit.std)):
             if given is not None and (len(given) != len(own) or any(abs(a - b) > 1e-4 for a, b in zip(given, own, strict=True))):
                 raise InputError(f"the model normalises its pixels itself, with {word} {own}: leave out {word}={tuple(given)}")
         mean, std = vit.mean, vit.std
-    mean, std = _statistics(vit.channels, vit.mean or None if mean is None else mean, vit.std or None if std is None else std)
+    mean, std = statistics(vit.channels, vit.mean or None if mean is None else mean, vit.std or None if std is None else std)
     return replace(vit, mean=mean, std=std)
 
 
@@ -208,7 +212,7 @@ def _block(number: int, block: Any, take: Take, name: str) -> Block:
     )
 
 
-def _statistics(channels: int, mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def statistics(channels: int, mean: Any, std: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and std as tuples of `channels` floats; raises InputError where they do not fit the model."""
     for name, values in (("mean", mean), ("std", std)):
         if values is None or len(values) != channels:

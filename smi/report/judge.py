@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..evaluate import Evaluation, evaluate
 from ..images.sparse_images import SparseImages
 from ..models.by_name import EMBEDDED, load_model
-from ..models.vit import describe
+from ..models.levels import read_model
 
 
 class Judge:
@@ -50,7 +50,7 @@ class Judge:
     def _about(model: nn.Module, images: SparseImages) -> str:
         wanted = images.provenance.get("weights_sha256")
         try:
-            vit = describe(model)
+            vit, _ = read_model(model, mean=images.mean, std=images.std, image_size=images.image_size)
         except InputError:
             return "Judged by another model than the one that the images came from."
         if wanted is None:

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..inversion.schedules import Schedule
-from ..models.vit import ViT
+from ..models.levels import Model
 from .checkpoint import Checkpoint
 
 Emitted = list[tuple[Tensor, Tensor]]  # patches [B, n, C, p, p] and cells int64 [B, n] of each stage
@@ -32,7 +32,7 @@ def save(
 def restore(
     checkpoint: Checkpoint,
     schedule: Schedule,
-    vit: ViT,
+    vit: Model,
     images: Tensor,
     moments: tuple[Tensor, Tensor],
     index: Tensor,
@@ -56,7 +56,7 @@ def _stages(found: dict[str, Tensor]) -> int:
     return sum(name.startswith("cells.") for name in found)
 
 
-def _fits(found: dict[str, Tensor], schedule: Schedule, vit: ViT, images: Tensor, generators: Sequence[Generator]) -> bool:
+def _fits(found: dict[str, Tensor], schedule: Schedule, vit: Model, images: Tensor, generators: Sequence[Generator]) -> bool:
     """Whether every tensor is what this batch has at that iteration."""
     iteration = int(found["iteration"]) if found["iteration"].numel() == 1 else -1
     stage = next((stage for stage in schedule.stages() if stage.start <= iteration < stage.stop), None)

@@ -162,6 +162,21 @@ def test_weights_that_cannot_be_fetched(tmp_path, capsys, monkeypatch):
     fails(capsys, ["invert", "-o", tmp_path / "out", "--model", SMALL, *QUICK], 1, "could not be fetched (no route to the hub)", "checkpoint")
 
 
+def test_a_network_that_is_no_vit(tmp_path, capsys):
+    run_at = ["invert", "--model", "resnet10t", "--random-weights", "--image-size", "32", "--num-images", "1", "--iterations", "4", "--output"]
+    fails(capsys, [*run_at, tmp_path / "pri"], 2, "subset of the patches", "method 'dense' takes it")
+    assert run([*map(str, [*run_at, tmp_path / "dense"]), "--method", "dense"]) == 0
+    images = smi.SparseImages.load(tmp_path / "dense")
+    assert (images.image_size, images.sparsity, images.provenance["engine"]) == ((32, 32), 0, "module")
+
+
+def test_levels_of_architectures(capsys):
+    assert run(["models", "resnet10t", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["counts"], found["models"][0]["methods"]) == ({"module": 1}, ["dense", "gaussian"])
+    fails(capsys, ["models", "no-such-model"], 2, "no architecture of timm has 'no-such-model' in its name")
+
+
 @pytest.mark.parametrize("verb", ["invert", "distill", "export"])
 def test_what_is_required_is_asked_for(verb, tmp_path, capsys):
     given = {"export": [tmp_path]}.get(verb, [])

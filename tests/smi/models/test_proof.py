@@ -268,7 +268,7 @@ def entry_points(model):
         (0.5,) * 3,
         (0.5,) * 3,
     )
-    quick = {"num_images": 1, "iterations": 2, "progress": False, "method": "dense"}
+    quick = {"num_images": 1, "iterations": 2, "progress": False, "method": "pri", "division": 2}
     yield lambda: smi.invert(model, **quick)
     yield lambda: next(smi.invert_batches(model, **{k: v for k, v in quick.items() if k != "progress"}))
     yield lambda: smi.accelerate(model)
