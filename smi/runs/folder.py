@@ -53,11 +53,11 @@ class RunFolder:
 
     def shards(self) -> dict[int, tuple[int, str]]:
         """Number of each batch that lies in the folder, with its images and its file name; of a batch that was made short and again, the longer."""
-        return {batch: (images, name) for batch, images, name in self._files()}  # the later replaces the earlier
+        return _longest(self._files())
 
     def _files(self) -> list[tuple[int, int, str]]:
         form = re.compile(rf"images-{self.prefix}-([0-9]{{5,}})-([0-9]+)\.safetensors")
-        found = [(match, path) for path in self.folder.iterdir() if (match := form.fullmatch(path.name)) and path.stat().st_size]
+        found = [(match, path) for path in self.folder.iterdir() if (match := form.fullmatch(path.name)) and _bytes(path)]
         return sorted((int(match[1]), int(match[2]), path.name) for match, path in found)
 
     def missing(self) -> list[int]:
@@ -98,13 +98,16 @@ class RunFolder:
     def index(self) -> None:
         """Write `images.json` for the shards that lie there, and remove what they replace: parts of an earlier result, and short batches that were
         made again. Raises RunError where another run was begun in the folder meanwhile."""
-        while shards := self.shards():  # once more where another process has finished a batch meanwhile
+        while shards := _longest(files := self._files()):  # once more where another process has finished a batch meanwhile
             self._refuse_another()
             known = {**hashes_of(self.folder), **self.hashes}
-            self.hashes = {name: known.get(name) or digest_of(self.folder / name) for _, name in shards.values()}
+            try:
+                self.hashes = {name: known.get(name) or digest_of(self.folder / name) for _, name in shards.values()}
+            except FileNotFoundError:  # made again by another process
+                continue
             parts = [{"file": name, "images": images, "sha256": self.hashes[name]} for images, name in shards.values()]
             write_index(self.folder, not self.missing(), parts, self.about, self.provenance)
-            for name in {name for _, _, name in self._files()} - {name for _, name in shards.values()} | set(self.replaces):
+            for name in {name for _, _, name in files} - {name for _, name in shards.values()} | set(self.replaces):
                 (self.folder / name).unlink(missing_ok=True)
             if self.shards() == shards:
                 return
@@ -205,3 +208,16 @@ def _gone_on_with(held: RunFolder, new: RunFolder) -> RunFolder:
     if held.shards():
         held.index()
     return held
+
+
+def _longest(files: list[tuple[int, int, str]]) -> dict[int, tuple[int, str]]:
+    """Images and file name by batch, of (batch, images, name) in order: the longer replaces the shorter."""
+    return {batch: (images, name) for batch, images, name in files}
+
+
+def _bytes(path: Path) -> int:
+    """Of a file; 0 where it is gone."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import smi
 from smi.cli.main import run
 from smi.errors import InputError, RunError
 from smi.images.storage import MANIFEST, RUN, TENSORS
-from smi.runs import checkpoint
+from smi.runs import checkpoint, folder
 from smi.runs.lease import Leases
 from smi.runs.verify import verify_run
 from tests.conftest import small_vit
@@ -300,6 +301,23 @@ def test_processes_share_a_folder(model, tmp_path):
     assert same(smi.SparseImages.load(tmp_path / "run"), images)
     assert smi.SparseImages.load(tmp_path / "run").provenance["complete"]
     assert not list((tmp_path / "run").glob("*.lease"))
+
+
+def test_a_batch_that_another_process_finishes_meanwhile_stays(model, tmp_path, monkeypatch):
+    """Also between the listing of the batches and the removal of those that were made again."""
+    smi.invert(model, output=tmp_path / "theirs", num_images=12, **PRI)
+    theirs, ours = next((tmp_path / "theirs").glob("images-*-00002-4.safetensors")), tmp_path / "ours"
+    write, placed = folder.write_index, []
+
+    def write_meanwhile(*args):
+        write(*args)
+        if not placed:
+            placed.append(Path(shutil.copy(theirs, ours)).stat().st_mtime_ns)
+
+    monkeypatch.setattr(folder, "write_index", write_meanwhile)
+    images = smi.invert(model, output=ours, num_images=12, **PRI)
+    assert [(ours / theirs.name).stat().st_mtime_ns] == placed
+    assert same(smi.SparseImages.load(ours), images)
 
 
 def test_a_lease_keeps_others_out_until_it_ends(tmp_path):
