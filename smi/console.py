@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 WIDTH = 130  # characters of a line where the stream is no terminal
 BAR_EVERY = 0.2  # seconds between updates of a bar
 PLAIN_EVERY = 10.0  # seconds between lines of progress where stderr is no terminal
+LOG_EVERY = 0.5  # seconds between lines of a log
 
 
 def is_terminal(stream: Any) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from ..images.export import export_png, export_webdataset
+from ..images.export import export_parquet, export_png, export_webdataset
 from ..images.sparse_images import SparseImages
 from ..models.by_name import load_model
 from ..quantization.files import MANIFEST
@@ -18,19 +18,23 @@ from .options import AS_JSON, FOLDER, FORCE, PATH, options
 @options(
     FOLDER,
     click.option("--output", "-o", required=True, type=PATH, help="Folder for the exported files."),
-    click.option("--to", default="png", type=click.Choice(["png", "webdataset", "onnx"]), help="onnx: of a model, the others of images."),
-    click.option("--shard-images", default=1000, help="webdataset: images per shard."),
+    click.option("--to", default="png", type=click.Choice(["png", "webdataset", "parquet", "onnx"]), help="onnx: of a model, the others of images."),
+    click.option("--shard-images", default=1000, help="webdataset, parquet: images per shard."),
     FORCE,
     AS_JSON,
 )
 def command(folder, output, to, shard_images, force, as_json) -> None:
-    """Write the images in FOLDER as PNG files or as WebDataset shards; or the model in it, float or quantised, as model.onnx."""
+    """Write the images in FOLDER as PNG files, WebDataset or Parquet shards; or the model in it, float or quantised, as model.onnx."""
     if to == "onnx":
         path = save_onnx(_model_in(folder), output, force=force)
         print(json.dumps({"output": str(output), "file": path.name}) if as_json else f"the model is in {path}")
         return
     images = SparseImages.load(folder)
-    paths = export_png(images, output, force=force) if to == "png" else export_webdataset(images, output, shard_images=shard_images, force=force)
+    if to == "png":
+        paths = export_png(images, output, force=force)
+    else:
+        export = export_parquet if to == "parquet" else export_webdataset
+        paths = export(images, output, shard_images=shard_images, force=force)
     result = {"output": str(output), "images": len(images), "files": len(paths)}
     print(json.dumps(result) if as_json else f"{len(images)} images in {len(paths)} files written to {output}")
 

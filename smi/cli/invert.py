@@ -8,6 +8,7 @@ import click
 from ..errors import RunError, RunInterrupted
 from ..images.storage import MANIFEST, RUN, images_in
 from ..inversion.loop import invert
+from ..inversion.progress import log_to
 from ..models.by_name import load_model
 from .options import AS_JSON, FORCE, MODEL, PATH, SCHEDULE, SEED, WEIGHTS, options, setting
 
@@ -28,14 +29,16 @@ from .options import AS_JSON, FORCE, MODEL, PATH, SCHEDULE, SEED, WEIGHTS, optio
     setting("snapshots"),
     setting("checkpoint_every"),
     setting("label"),
+    click.option("--log", type=PATH, help="JSON lines of the progress, appended to this file."),
     FORCE,
     AS_JSON,
 )
-def command(output, model, image_size, checkpoint, random_weights, as_json, **settings) -> None:
+def command(output, model, image_size, checkpoint, random_weights, log, as_json, **settings) -> None:
     """Synthesise images from a trained ViT, or with --method dense from any classifier."""
     teacher = load_model(model, checkpoint=checkpoint, random_weights=random_weights, image_size=image_size)
     try:
-        images = invert(teacher, output=output, progress=not as_json, **settings)
+        with log_to(log) as on_iteration:
+            images = invert(teacher, output=output, progress=not as_json, on_iteration=on_iteration, **settings)
     except KeyboardInterrupt:
         raise RunInterrupted(f"interrupted: {_kept(output)}") from None
     except RunError as error:

@@ -1,5 +1,6 @@
-"""Sparse images for others: PNG files to look at, WebDataset shards to train from."""
+"""Sparse images for others: PNG files to look at, WebDataset and Parquet shards to train from."""
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -17,6 +18,13 @@ from .sparse_images import SparseImages
 SHARD_IMAGES = 1000
 INDEX = "index.json"  # names the files of an export
 PICTURE, SHARD = re.compile(r"\d{6,}_label\d+_trajectory\d+_stage\d+\.png"), re.compile(r"images-\d{6,}\.tar")
+TABLE = re.compile(r"train-\d{5,}-of-\d{5,}\.parquet")
+WHOLE_NUMBER = {"dtype": "int64", "_type": "Value"}
+FEATURES = {  # of the Parquet shards, as the datasets library states them in the schema
+    "image": {"_type": "Image"},
+    **dict.fromkeys(("label", "trajectory", "stage"), WHOLE_NUMBER),
+    "retained_patches": {"feature": WHOLE_NUMBER, "_type": "Sequence"},
+}
 
 
 def to_picture(pixels: Tensor) -> Image.Image:
@@ -76,6 +84,44 @@ def export_webdataset(images: SparseImages, folder: str | Path, *, shard_images:
                 )
 
     return _export(output_folder(folder, force), "shards", SHARD, records, {"grid": images.grid}, write_shard)
+
+
+def export_parquet(
+    images: SparseImages, folder: str | Path, *, shard_images: int = SHARD_IMAGES, fill: float = 0.5, force: bool = False
+) -> list[Path]:
+    """Parquet shards of at most shard_images rows, which `datasets.load_dataset("parquet", data_dir=folder)` reads as its split "train": image (8-bit
+    PNG, dropped patches grey), label, trajectory, stage and retained_patches (cells of the grid).
+
+    index.json names the shards and how many images each holds. Raises InputError where the folder is not empty or the pyarrow package is missing.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise InputError("exporting Parquet shards needs the pyarrow package: pip install 'sparse-model-inversion[parquet]'") from error
+    shard_images = whole(1)("shard_images", shard_images)
+    starts = range(0, len(images), shard_images)
+    names = [f"train-{number:05d}-of-{len(starts):05d}.parquet" for number in range(len(starts))]
+    records = {name: min(shard_images, len(images) - start) for name, start in zip(names, starts, strict=True)}
+    numbers = pyarrow.int64()
+    kinds = {"image": pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}), "retained_patches": pyarrow.list_(numbers)}
+    schema = pyarrow.schema([(name, kinds.get(name, numbers)) for name in FEATURES])
+    schema = schema.with_metadata({"huggingface": json.dumps({"info": {"features": FEATURES}})})
+
+    def write_shard(path: Path, number: int) -> None:
+        some = images[starts[number] : starts[number] + shard_images]
+        columns = {name: getattr(some, held).tolist() for name, held in (("label", "labels"), ("trajectory", "trajectory"), ("stage", "stage"))}
+        pictures = [{"bytes": _png(pixels), "path": None} for pixels in some.to_pixels(fill)]
+        rows = {"image": pictures, **columns, "retained_patches": some.index.tolist()}
+        parquet.write_table(pyarrow.table(rows, schema=schema), path)
+
+    return _export(output_folder(folder, force), "shards", TABLE, records, {"grid": images.grid}, write_shard)
+
+
+def _png(pixels: Tensor) -> bytes:
+    held = io.BytesIO()
+    to_picture(pixels).save(held, format="PNG")
+    return held.getvalue()
 
 
 def _export(folder: Path, kind: str, form: re.Pattern, records: dict, about: dict, write: Callable[[Path, int], None]) -> list[Path]:

@@ -135,12 +135,13 @@ class Clock:
     def __init__(self, run: Run, on_iteration: Report | None):
         self.run, self.on_iteration = run, on_iteration
         self.batches = -(-len(run.labels) // run.batch_size)
-        self.began = time.perf_counter()
+        self.began, self.made = time.perf_counter(), 0
 
     def report(self, batch: int, iteration: int, loss: Tensor, active: int, images: Tensor, index: Tensor, labels: Tensor) -> None:
+        self.made += 1
         if self.on_iteration is not None:
             seconds, iterations = time.perf_counter() - self.began, self.run.schedule.iterations
-            self.on_iteration(Iteration(batch, self.batches, iteration, iterations, loss, active, seconds, images, index, labels))
+            self.on_iteration(Iteration(batch, self.batches, iteration, iterations, loss, active, seconds, images, index, labels, self.made))
 
 
 def make_batch(run: Run, number: int, clock: Clock, checkpoint: Checkpoint | None = None) -> SparseImages:

@@ -1,14 +1,17 @@
 """Progress of an inversion on the terminal: iteration, it/s, loss, active patches, time left."""
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
-from ..console import BAR_EVERY, PLAIN_EVERY, is_terminal, make_progress_bar, never_failing
+from ..console import BAR_EVERY, LOG_EVERY, PLAIN_EVERY, is_terminal, make_progress_bar, never_failing
+from ..errors import InputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +28,7 @@ class Iteration:
     images: Tensor  # [B, C, H, W], normalised pixels, live: clone to keep
     index: Tensor  # int64 [B, active]
     labels: Tensor  # int64 [B]
+    made: int | None = None  # updates since then; None: all up to this one
 
     @property
     def loss(self) -> float:
@@ -48,13 +52,41 @@ def show_progress(on_iteration: Report | None, title: str, shown: bool = True) -
         yield report
 
 
+@contextmanager
+def log_to(path: Path | None) -> Iterator[Report | None]:
+    """A callback that appends JSON lines to a file: time, batch, iteration, loss, active patches and it/s, now and then and at the end of each batch;
+    None for None. Raises InputError where the file cannot be opened; a disk that fills later ends no run."""
+    if path is None:
+        yield None
+        return
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise InputError(f"the log {path} cannot be written ({error.strerror or error})") from error
+
+    def write(at: Iteration) -> None:
+        line = {name: getattr(at, name) for name in ("batch", "batches", "iteration", "iterations", "loss", "active")}
+        when = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "its_per_second": _rate(at)}
+        file.write(json.dumps({**when, **line}) + "\n")
+        file.flush()
+
+    every, last = _now_and_then(LOG_EVERY, never_failing(write)), never_failing(write)
+    with suppress(OSError), file:
+        yield lambda at: last(at) if at.iteration + 1 == at.iterations else every(at)
+
+
 def _state(at: Iteration) -> str:
     batch = f"batch {at.batch + 1}/{at.batches}  " if at.batches > 1 else ""
-    return f"{batch}{at.iteration + 1}/{at.iterations}  {_done(at) / max(at.seconds, 1e-9):.1f} it/s  loss {at.loss:.3f}  {at.active} active patches"
+    return f"{batch}{at.iteration + 1}/{at.iterations}  {_rate(at):.1f} it/s  loss {at.loss:.3f}  {at.active} active patches"
 
 
 def _done(at: Iteration) -> int:
     return at.batch * at.iterations + at.iteration + 1
+
+
+def _rate(at: Iteration) -> float:
+    """Iterations per second: of this call, which may have gone on where another stopped."""
+    return (_done(at) if at.made is None else at.made) / max(at.seconds, 1e-9)
 
 
 @contextmanager
@@ -67,7 +99,7 @@ def _bar(title: str) -> Iterator[Report]:
 @contextmanager
 def _lines(title: str, shown: bool) -> Iterator[Report]:
     def show(at: Iteration) -> None:
-        left = at.seconds * (at.batches * at.iterations / _done(at) - 1)
+        left = (at.batches * at.iterations - _done(at)) / _rate(at)
         print(f"{title}  {_state(at)}  {left:.0f} s left", file=sys.stderr, flush=True)
 
     yield _now_and_then(PLAIN_EVERY, show) if shown else lambda at: None

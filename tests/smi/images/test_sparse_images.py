@@ -1,5 +1,6 @@
 """The result: indexing, concatenation, dense pictures, files."""
 
+import io
 import json
 import resource
 import signal
@@ -11,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import smi
 from smi.errors import InputError, RunError
 from smi.files import replace_file
-from smi.images.export import export_png, export_webdataset
+from smi.images.export import export_parquet, export_png, export_webdataset, to_picture
 from smi.images.sparse_images import SparseImages
 from smi.images.storage import MANIFEST, Writer
 
@@ -266,11 +268,29 @@ def test_webdataset_export(tmp_path):
         assert sample["json"]["grid"] == [2, 3]
 
 
+def test_parquet_export(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    images = make()
+    paths = export_parquet(images, tmp_path / "shards", shard_images=3)
+    assert [path.name for path in paths] == ["train-00000-of-00002.parquet", "train-00001-of-00002.parquet"]
+    tables = [parquet.read_table(path) for path in paths]
+    rows = [row for table in tables for row in table.to_pylist()]
+    for row, pixels in zip(rows, images.to_pixels(), strict=True):
+        assert np.array_equal(Image.open(io.BytesIO(row["image"]["bytes"])), to_picture(pixels))
+    for name, held in (("label", images.labels), ("trajectory", images.trajectory), ("stage", images.stage), ("retained_patches", images.index)):
+        assert [row[name] for row in rows] == held.tolist()
+    features = json.loads(tables[0].schema.metadata[b"huggingface"])["info"]["features"]
+    assert features.keys() == rows[0].keys()
+    assert features["image"] == {"_type": "Image"}
+    assert len(export_parquet(images, tmp_path / "shards", force=True)) == len(list(tmp_path.glob("shards/*.parquet"))) == 1
+
+
 @pytest.mark.parametrize(
     ("export", "mine"),
     [
         (export_png, "000001_label9_trajectory0_stage0.png"),
         (export_png, "000099_label1_trajectory2_stage3.png"),
+        (export_parquet, "train-00000-of-00001.parquet"),
         (export_webdataset, "images-000000.tar"),
         (export_webdataset, "images-000042.tar"),
         (export_png, "index.json"),
@@ -279,8 +299,8 @@ def test_webdataset_export(tmp_path):
 )
 def test_an_export_replaces_only_an_exports_files(export, mine, tmp_path):
     """Files of such names and no index, and an index of something else, are the user's; what the index names is replaced, whatever was killed."""
-    if export is export_webdataset:
-        pytest.importorskip("webdataset")
+    if export is not export_png:
+        pytest.importorskip("webdataset" if export is export_webdataset else "pyarrow")
     (tmp_path / mine).write_text("[1]")
     with pytest.raises(InputError, match="choose another folder"):
         export(make(), tmp_path, force=True)
