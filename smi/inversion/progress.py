@@ -1,6 +1,7 @@
 """Progress of an inversion on the terminal: iteration, it/s, loss, active patches, time left."""
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -55,7 +56,7 @@ def show_progress(on_iteration: Report | None, title: str, shown: bool = True) -
 @contextmanager
 def log_to(path: Path | None) -> Iterator[Report | None]:
     """A callback that appends JSON lines to a file: time, batch, iteration, loss, active patches and it/s, now and then and at the end of each batch;
-    None for None. Raises InputError where the file cannot be opened; a disk that fills later ends no run."""
+    None for None. A loss that is not finite is null. Raises InputError where the file cannot be opened; a disk that fills later ends no run."""
     if path is None:
         yield None
         return
@@ -66,13 +67,17 @@ def log_to(path: Path | None) -> Iterator[Report | None]:
 
     def write(at: Iteration) -> None:
         line = {name: getattr(at, name) for name in ("batch", "batches", "iteration", "iterations", "loss", "active")}
+        line["loss"] = line["loss"] if math.isfinite(line["loss"]) else None  # JSON has no NaN
         when = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "its_per_second": _rate(at)}
         file.write(json.dumps({**when, **line}) + "\n")
         file.flush()
 
     every, last = _now_and_then(LOG_EVERY, never_failing(write)), never_failing(write)
-    with suppress(OSError), file:
+    try:
         yield lambda at: last(at) if at.iteration + 1 == at.iterations else every(at)
+    finally:
+        with suppress(OSError):  # of the log alone: the run's own errors are the caller's
+            file.close()
 
 
 def _state(at: Iteration) -> str:

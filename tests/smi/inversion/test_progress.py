@@ -66,6 +66,24 @@ def test_a_log_that_cannot_be_opened_is_refused_and_one_that_cannot_be_written_e
             report(Iteration(0, 1, i, 2, torch.tensor(1.5), 46, 0.01, *[torch.zeros(1)] * 3))
 
 
+@pytest.mark.parametrize("path", ["log", "/dev/full"])
+def test_an_error_of_the_run_passes_through_its_log(tmp_path, path):
+    def run():
+        with log_to(tmp_path / path) as report:
+            report(Iteration(0, 1, 0, 1, torch.tensor(1.5), 46, 0.01, *[torch.zeros(1)] * 3))
+            raise OSError("of the run")
+
+    with pytest.raises(OSError, match="of the run"):
+        run()
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_is_null_in_the_log(tmp_path, loss):
+    with log_to(tmp_path / "log") as report:
+        report(Iteration(0, 1, 0, 1, torch.tensor(loss), 46, 0.01, *[torch.zeros(1)] * 3))
+    assert json.loads((tmp_path / "log").read_text(), parse_constant=pytest.fail)["loss"] is None
+
+
 def test_a_run_that_goes_on_tells_its_own_rate(monkeypatch, capsys):
     monkeypatch.setattr(progress, "PLAIN_EVERY", 0)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
